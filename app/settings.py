@@ -1,0 +1,78 @@
+"""The plane's settings: the only reader of the environment in `app`.
+
+Environment, prefix `JOBPLANE_`. The README's table is tested to name every one of these fields.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """A setting is missing or cannot be; the text is one line that names it."""
+
+
+def _scheme(*allowed: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        scheme = value.get_secret_value().partition("://")[0]
+        if scheme not in allowed:
+            raise ValueError(f"must begin with {' or '.join(f'{name}://' for name in allowed)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _names(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+DatabaseUrl = Annotated[SecretStr, _scheme("postgresql+asyncpg")]
+BrokerUrl = Annotated[SecretStr, _scheme("amqp", "amqps", "redis", "rediss")]
+RedisUrl = Annotated[SecretStr, _scheme("redis", "rediss")]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+
+
+class Settings(BaseSettings):
+    """What an API, scheduler or migration process needs to know; frozen, read once at start."""
+
+    model_config = SettingsConfigDict(env_prefix="JOBPLANE_", frozen=True, extra="ignore")
+
+    database_url: DatabaseUrl = Field(description="PostgreSQL, as `postgresql+asyncpg://user:password@host:port/name`")
+    redis_url: RedisUrl = Field(description="Redis or Valkey: Celery results, leases, feed fan-out")
+    broker_url: BrokerUrl = Field(description="the Celery broker, `amqp://` or `redis://`")
+
+    host: str = Field("127.0.0.1", description="address that the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port that the API listens on; 0 takes a free one")
+    allow_remote: bool = Field(
+        False, description="listen on an address that others can reach; there are no API keys yet, so this must be meant"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="how log lines look")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level that is logged")
+
+    pool_size: int = Field(10, ge=2, le=200, description="most database connections of one process")
+    statement_timeout_s: float = Field(15, ge=1, le=600, description="longest that one statement may take")
+
+    tick_batch: int = Field(1000, ge=1, le=5000, description="most jobs that one tick settles in a transaction")
+    dispatch_batch: int = Field(500, ge=1, le=5000, description="most runs that one dispatch pass publishes")
+    publish_timeout_s: float = Field(5, ge=0.5, le=60, description="longest wait for the broker's confirms of a batch")
+    dispatch_timeout_s: float = Field(
+        30, ge=5, le=3600, description="a dispatched run that no worker started for this long is looked for"
+    )
+    task_queues: Names = Field(("default",), description="queues that exist from the first start on, comma separated")
+
+    args_limit_kib: int = Field(64, ge=1, le=4096, description="most KiB that a run's args and kwargs may take as JSON")
+    retain_success_days: float = Field(7, gt=0, description="days that runs which ended in SUCCESS or REVOKED are kept")
+    retain_failure_days: float = Field(30, gt=0, description="days that runs which ended in FAILURE are kept")
+    faults: str = Field("", description="fault points for tests, see `app/faults.py`; empty in production")
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; SettingsError with one line that names the first setting at fault."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = "JOBPLANE_" + "_".join(str(part) for part in first["loc"][:1]).upper()
+            message = "is not set" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{name}: {message}") from None

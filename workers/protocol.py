@@ -1,0 +1,78 @@
+"""What the plane and its workers agree on: names of keys, headers, lease values, limits.
+
+The one module that `app` imports of `workers`. It imports nothing but the standard library, for both sides load it
+in every process. A message carries `PROTOCOL_VERSION`, because a rolling deploy mixes two of them.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+PROTOCOL_VERSION: Final = 1
+
+PREFIX: Final = "jobplane:"
+
+#: Redis channel that carries run frames, as JSON lists of runs, to the API processes.
+RUNS_CHANNEL: Final = f"{PREFIX}runs"
+#: Redis channel that wakes schedulers after a commit. A hint only: the poll each second is the truth.
+DOORBELL_CHANNEL: Final = f"{PREFIX}doorbell"
+
+#: Celery's own key and channel for the state of one task.
+RESULT_KEY_PREFIX: Final = "celery-task-meta-"
+
+#: Header of every message of ours: `{"version": 1, "run_id": "...", "attempt": 1}`.
+HEADER: Final = "jobplane"
+#: Member of a STARTED report that says "this attempt holds a lease": `{"token": "...", "lease_s": 30}`.
+LEASE_REPORT: Final = "jobplane_lease"
+
+#: How long a lease lives without a heartbeat. Long, because a C call that holds the GIL looks dead.
+LEASE_S: Final = 30.0
+#: How often a worker renews it.
+HEARTBEAT_S: Final = 5.0
+#: How long the last value of a lease (`done`, `reaped`, `cancelled`) refuses later deliveries.
+LEASE_MEMORY_S: Final = 24 * 3600
+
+HELD: Final = "held:"
+DONE: Final = "done"
+REAPED: Final = "reaped"
+CANCELLED: Final = "cancelled"
+
+#: A worker of ours says every `PRESENCE_S` that it lives; the key ends after `PRESENCE_TTL_S`.
+PRESENCE_PREFIX: Final = f"{PREFIX}worker:"
+PRESENCE_S: Final = 5.0
+PRESENCE_TTL_S: Final = 15.0
+
+_TASK_ID = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})\.([1-9][0-9]{0,8})")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskId:
+    """The Celery task id of one dispatch: `<run id>.<n>`, n counting the dispatches of that run from 1."""
+
+    run_id: UUID
+    dispatch: int
+
+    def __str__(self) -> str:
+        return f"{self.run_id}.{self.dispatch}"
+
+
+def parse_task_id(text: str) -> TaskId | None:
+    """The run and dispatch that a task id names; None for an id of somebody else."""
+    match = _TASK_ID.fullmatch(text)
+    return TaskId(UUID(match[1]), int(match[2])) if match else None
+
+
+def lease_key(run_id: UUID | str, attempt: int, retries: int) -> str:
+    """The Redis key that decides who may run an attempt; one per attempt and per Celery retry inside it."""
+    return f"{PREFIX}lease:{run_id}:{attempt}:{retries}"
+
+
+def header(run_id: UUID, attempt: int) -> dict[str, Any]:
+    """The value of `HEADER` in a message that carries this attempt."""
+    return {"version": PROTOCOL_VERSION, "run_id": str(run_id), "attempt": attempt}
+
+
+def presence_key(nodename: str) -> str:
+    """The Redis key under which a worker of ours says that it lives, as JSON `{"queues": [...], ...}`."""
+    return f"{PRESENCE_PREFIX}{nodename}"
