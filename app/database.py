@@ -4,10 +4,11 @@ Hot statements are plain SQL. Statements that vary with what a caller asks are b
 `app.models` and run on the same connection (`rows`, `row`), so that there is one driver and one pool.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -18,10 +19,10 @@ from uuid_utils.compat import uuid7
 
 from app.settings import Settings
 
-Connection = asyncpg.Connection
-Record = asyncpg.Record
+Connection: TypeAlias = asyncpg.Connection
+Record: TypeAlias = asyncpg.Record
 
-_DIALECT = dialect()
+_DIALECT = dialect()  # type: ignore[no-untyped-call]
 
 #: What an operation may raise when the database is away, restarting or out of places; the next pass tries again.
 AWAY: tuple[type[BaseException], ...] = (
@@ -87,7 +88,9 @@ class Database:
         return cls(pool)
 
     @asynccontextmanager
-    async def transaction(self, *, isolation: str = "read_committed", readonly: bool = False) -> AsyncIterator[Connection]:
+    async def transaction(
+        self, *, isolation: str = "read_committed", readonly: bool = False
+    ) -> AsyncIterator[Connection]:
         """A connection inside a transaction that commits at the end of the block and rolls back on an exception."""
         async with (
             self._pool.acquire(timeout=10) as connection,
@@ -103,8 +106,6 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection, waiting at most 5 s for those in use."""
-        import asyncio
-
         try:
             await asyncio.wait_for(self._pool.close(), 5)
         except TimeoutError:

@@ -1,7 +1,7 @@
 """Named points where a test may stop, kill, delay or fail us; nothing in production.
 
-`JOBPLANE_FAULTS` holds `point=action` pairs, comma separated: `tick.before_commit=kill`, `dispatch.after_claim=delay:2`,
-`record.before_commit=raise`, `dispatch.after_publish=stop`. With `*n` behind the action only the n-th passing acts:
+`JOBPLANE_FAULTS` holds `point=action` pairs, comma separated: `tick.before_commit=kill`, `record.before_commit=raise`,
+`dispatch.after_claim=delay:2`, `dispatch.after_publish=stop`. With `*n` behind the action only the n-th passing acts:
 `tick.after_commit=kill*3`. The point stands in the code as `await faults.at("tick.after_commit")`.
 """
 

@@ -45,10 +45,13 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that the API listens on; 0 takes a free one")
     allow_remote: bool = Field(
-        False, description="listen on an address that others can reach; there are no API keys yet, so this must be meant"
+        False,
+        description="listen on an address that others can reach; there are no API keys yet, so this must be meant",
     )
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least level that is logged"
+    )
 
     pool_size: int = Field(10, ge=2, le=200, description="most database connections of one process")
     statement_timeout_s: float = Field(15, ge=1, le=600, description="longest that one statement may take")

@@ -1,0 +1,23 @@
+"""The tables, with every constraint and index. What can be a constraint is one; Python only says it nicer.
+
+Instants are `timestamptz` in UTC and end in `_time`; durations are seconds and end in `_s`. SQLModel classes declare
+the tables for migrations and for statements that vary; rows travel as the driver's records.
+"""
+
+from app.models.jobs import Job, JobVersion, Queue, Skip
+from app.models.plane import IdempotencyKey, Lease, Plane, Process
+from app.models.runs import RefusedReport, Run, RunEvent
+
+__all__ = [
+    "IdempotencyKey",
+    "Job",
+    "JobVersion",
+    "Lease",
+    "Plane",
+    "Process",
+    "Queue",
+    "RefusedReport",
+    "Run",
+    "RunEvent",
+    "Skip",
+]

@@ -1,0 +1,152 @@
+"""What should run, where, and where its schedule stands."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    SmallInteger,
+    Text,
+    Uuid,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+from app.models.columns import document, flag, instant, number, words
+
+
+class Queue(SQLModel, table=True):
+    """An exchange, a routing key and a binding, owned by one namespace. Names are unique on the plane."""
+
+    __tablename__: ClassVar[str] = "queues"
+    __table_args__ = (
+        CheckConstraint("type IN ('classic', 'quorum')", name="type"),
+        CheckConstraint("exchange_type IN ('direct', 'topic', 'fanout')", name="exchange_type"),
+        CheckConstraint("max_priority IS NULL OR (max_priority BETWEEN 1 AND 255)", name="max_priority"),
+        CheckConstraint("max_priority IS NULL OR type = 'classic'", name="priority_is_classic"),
+        CheckConstraint("version >= 1", name="version"),
+    )
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    namespace: str = words()
+    exchange: str = words()
+    exchange_type: str = words(default="direct")
+    routing_key: str = words()
+    type: str = words(default="classic")
+    max_priority: int | None = number(SmallInteger, nullable=True)
+    shared_with: list[str] = document(default="[]")
+    paused: bool = flag(False)
+    description: str = words(default="")
+    #: Null until the scheduler has found or made the queue on the broker.
+    declare_time: datetime | None = instant(nullable=True)
+    #: Whether the queue was there before us: then it is used as it is and never declared.
+    adopted: bool | None = Field(default=None, sa_column=Column(Boolean, nullable=True))
+    #: What is wrong with this queue on the broker, in a sentence; null if nothing is.
+    problem: str | None = words(nullable=True)
+    author: str = words()
+    version: int = number(default="1")
+    create_time: datetime = instant(default=True)
+    update_time: datetime = instant(default=True)
+
+
+class Job(SQLModel, table=True):
+    """A stored definition and where its schedule stands. Delete is soft, so that runs keep their job."""
+
+    __tablename__: ClassVar[str] = "jobs"
+    __table_args__ = (
+        Index("jobs_name_key", "namespace", "name", unique=True, postgresql_where=text("delete_time IS NULL")),
+        Index("jobs_due_idx", "next_run_time", postgresql_where=text("next_run_time IS NOT NULL")),
+        Index("jobs_labels_idx", "labels", postgresql_using="gin"),
+        Index("jobs_queue_idx", "queue"),
+        CheckConstraint("overlap IN ('skip', 'allow')", name="overlap"),
+        CheckConstraint("misfire IN ('latest')", name="misfire"),
+        CheckConstraint("catchup_window_s >= 0", name="catchup_window"),
+        CheckConstraint("start_deadline_s IS NULL OR start_deadline_s > 0", name="start_deadline"),
+        CheckConstraint("(pause_time IS NULL) = (pause_by IS NULL)", name="pause"),
+        CheckConstraint("queue IS NOT NULL OR delete_time IS NOT NULL", name="queue_of_live_job"),
+        CheckConstraint(
+            "next_run_time IS NULL OR (enabled AND pause_time IS NULL AND problem IS NULL AND delete_time IS NULL)",
+            name="next_run_of_live_job",
+        ),
+        CheckConstraint("extract(epoch FROM cursor_time) % 1 = 0", name="cursor_whole_seconds"),
+        CheckConstraint("version >= 1", name="version"),
+    )
+
+    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    namespace: str = words()
+    name: str = words()
+    description: str = words(default="")
+    task: str = words()
+    args: list[Any] = document(default="[]")
+    kwargs: dict[str, Any] = document(default="{}")
+    queue: str | None = Field(sa_column=Column(Text, ForeignKey("queues.name", ondelete="SET NULL"), nullable=True))
+    priority: int | None = number(SmallInteger, nullable=True)
+    trigger: dict[str, Any] = document()
+    enabled: bool = flag(True)
+    overlap: str = words(default="skip")
+    misfire: str = words(default="latest")
+    catchup_window_s: int = number(default="86400")
+    start_deadline_s: int | None = number(nullable=True)
+    retry: dict[str, Any] = document()
+    time_limit_s: float | None = number(Double, nullable=True)
+    soft_time_limit_s: float | None = number(Double, nullable=True)
+    labels: dict[str, str] = document(default="{}")
+    pause_time: datetime | None = instant(nullable=True)
+    pause_reason: str | None = words(nullable=True)
+    pause_by: str | None = words(nullable=True)
+    #: Why the job is parked: its trigger could not be evaluated. An edit clears it.
+    problem: str | None = words(nullable=True)
+    #: The last scheduled time that was dealt with (fired or skipped): nominal, before jitter.
+    cursor_time: datetime = instant()
+    #: When the tick looks at this job next, jitter included; null: never.
+    next_run_time: datetime | None = instant(nullable=True)
+    last_run_time: datetime | None = instant(nullable=True)
+    author: str = words()
+    version: int = number(default="1")
+    create_time: datetime = instant(default=True)
+    update_time: datetime = instant(default=True)
+    delete_time: datetime | None = instant(nullable=True)
+
+
+class JobVersion(SQLModel, table=True):
+    """Every definition that a job ever had; a run names the one it was fired from."""
+
+    __tablename__: ClassVar[str] = "job_versions"
+
+    job_id: UUID = Field(sa_column=Column(Uuid, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
+    version: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    definition: dict[str, Any] = document()
+    author: str = words()
+    create_time: datetime = instant(default=True)
+
+
+class Skip(SQLModel, table=True):
+    """Scheduled times of a job that policy did not run: consecutive ones of one cause share a row."""
+
+    __tablename__: ClassVar[str] = "skips"
+    __table_args__ = (
+        Index("skips_last_idx", "job_id", "last_time", unique=True),
+        CheckConstraint("reason IN ('coalesced', 'missed', 'overlap', 'paused', 'limit')", name="reason"),
+        CheckConstraint("first_time <= last_time", name="times"),
+        CheckConstraint("count >= 1", name="count"),
+    )
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    job_id: UUID = Field(sa_column=Column(Uuid, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False))
+    reason: str = words()
+    #: The run that was in the way, or that the times were coalesced into.
+    run_id: UUID | None = Field(sa_column=Column(Uuid, nullable=True))
+    first_time: datetime = instant()
+    last_time: datetime = instant()
+    count: int = number(BigInteger)
+    #: False where counting stopped at a bound, so `count` is the least number that it can be.
+    exact: bool = flag(True)
