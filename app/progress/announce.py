@@ -1,0 +1,36 @@
+"""Tells the other processes what was committed. Hints only: whoever misses one reads the database soon after."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.progress.view import encode, run_view
+from workers.protocol import DOORBELL_CHANNEL, RUNS_CHANNEL
+
+log = structlog.get_logger()
+
+_RUNS_PER_MESSAGE = 100
+
+
+async def announce(redis: Redis, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Publish committed runs to the API processes as JSON lists of runs; never raises for a Redis that is away."""
+    if not rows:
+        return
+    try:
+        async with redis.pipeline(transaction=False) as pipe:
+            for start in range(0, len(rows), _RUNS_PER_MESSAGE):
+                pipe.publish(RUNS_CHANNEL, encode([run_view(row) for row in rows[start : start + _RUNS_PER_MESSAGE]]))
+            await pipe.execute()
+    except (RedisError, OSError) as error:
+        log.debug("announce_failed", runs=len(rows), error=str(error))
+
+
+async def ring(redis: Redis) -> None:
+    """Wake the schedulers: something became due. Never raises for a Redis that is away."""
+    try:
+        await redis.publish(DOORBELL_CHANNEL, b"1")
+    except (RedisError, OSError) as error:
+        log.debug("ring_failed", error=str(error))

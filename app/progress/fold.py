@@ -1,0 +1,147 @@
+"""One report of a worker, folded into the standing of its run. Pure.
+
+Celery's word is not law here: its terminal states are not terminal, a second delivery starts a task again, a stranger's
+REVOKED may be wrong. The first accepted end wins.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.progress.moves import REVOKED_OUTSIDE, after_error, after_loss, end
+from app.progress.standing import Move, Standing
+from app.states import FAILURE, PENDING, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
+from workers.protocol import LEASE_REPORT, TaskId
+
+#: A worker that does not know the task took the message: try again this much later.
+NOT_REGISTERED_DELAY_S = 30
+
+#: Where an exception comes from that says nothing about the work: the worker could not store or send its result.
+_TRANSPORTS = ("kombu.", "redis.", "amqp.")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker said of one task, decoded and cleaned: every value here fits into jsonb."""
+
+    task_id: TaskId
+    state: str
+    #: PROGRESS and custom: what the task gave. SUCCESS: the result. FAILURE, RETRY: `{exc_type, exc_message, ...}`.
+    meta: Any = None
+    traceback: str | None = None
+    worker: str | None = None
+    retries: int | None = None
+
+
+def progress_of(meta: Any) -> dict[str, Any]:
+    """`{current, total, percent, message, meta}` of a PROGRESS meta, read where it can be read."""
+    given = meta if isinstance(meta, dict) else {}
+    current, total, message = _number(given.get("current")), _number(given.get("total")), given.get("message")
+    percent = None
+    if current is not None and total is not None and total > 0:
+        percent = round(min(max(100 * current / total, 0.0), 100.0), 2)
+    return {
+        "current": current,
+        "total": total,
+        "percent": percent,
+        "message": message if isinstance(message, str) else None,
+        "meta": meta,
+    }
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def error_of(meta: Any, traceback: str | None) -> dict[str, Any]:
+    """`{type, message, traceback}` of Celery's stored exception."""
+    given = meta if isinstance(meta, dict) else {"exc_type": "Error", "exc_message": meta}
+    words = given.get("exc_message")
+    if isinstance(words, list | tuple):
+        words = ", ".join(str(word) for word in words)
+    return {
+        "type": str(given.get("exc_type") or "Error"),
+        "message": "" if words is None else str(words),
+        "traceback": traceback,
+    }
+
+
+def _lease_of(meta: Any) -> bool:
+    return isinstance(meta, dict) and isinstance(meta.get(LEASE_REPORT), dict)
+
+
+def _failed(now: datetime, standing: Standing, report: Report) -> Standing:
+    error = error_of(report.meta, report.traceback)
+    module = str(report.meta.get("exc_module") or "") if isinstance(report.meta, dict) else ""
+    match error["type"]:
+        case "NotRegistered":
+            # Rejected by a worker that does not know the task: nothing ran, and the same attempt goes out again.
+            return replace(
+                standing,
+                state=PENDING,
+                reason=f"not registered: a worker without {error['message']} took it",
+                due_time=now + timedelta(seconds=NOT_REGISTERED_DELAY_S),
+                claim_time=None,
+                claimed_by=None,
+                first_dispatch=report.task_id.dispatch + 1,
+                dispatch_time=None,
+                start_time=None,
+                worker=None,
+                progress=None,
+            )
+        case "WorkerLostError":
+            return after_loss(now, standing, {**error, "type": "WorkerLost"})
+        case "TimeLimitExceeded" | "SoftTimeLimitExceeded":
+            return after_error(now, standing, {**error, "type": "TimeLimitExceeded"})
+    if f"{module}.".startswith(_TRANSPORTS):
+        unknown = {**error, "type": "OutcomeUnknown", "message": f"{error['type']}: {error['message']}"}
+        return end(now, standing, FAILURE, error=unknown)
+    return after_error(now, standing, error)
+
+
+def _revoked(now: datetime, standing: Standing, report: Report) -> Standing | None:
+    error = error_of(report.meta, None)
+    if error["message"] == "terminated":
+        return end(now, standing, REVOKED, reason=REVOKED_OUTSIDE)
+    # Another worker may have seen a running task as PENDING: only silence makes this the end (the reaper decides).
+    if standing.start_time is not None or standing.reason == REVOKED_OUTSIDE:
+        return None
+    return replace(standing, reason=REVOKED_OUTSIDE)
+
+
+def fold(report: Report, now: datetime) -> Move:
+    """The step that this report makes of its run; None where it is late, of another attempt, or no news."""
+
+    def move(standing: Standing) -> Standing | None:
+        n = report.task_id.dispatch
+        if standing.state in TERMINAL or not standing.first_dispatch <= n <= standing.dispatches + 1:
+            return None
+        if not may_move(standing.state, report.state):
+            return None
+        # A report outruns the mark of its own dispatch: then it is the proof that the message arrived.
+        heard = replace(
+            standing,
+            dispatches=max(standing.dispatches, n),
+            dispatch_time=standing.dispatch_time or now,
+            claim_time=None,
+            claimed_by=None,
+            worker=report.worker or standing.worker,
+        )
+        if report.state == REVOKED:
+            return _revoked(now, heard, report)
+        heard = replace(heard, reason=None)
+        if report.state == SUCCESS:
+            return end(now, heard, SUCCESS, result=report.meta)
+        if report.state == FAILURE:
+            return _failed(now, heard, report)
+        if report.state == RETRY:
+            retries = heard.retries + 1 if report.retries is None else report.retries + 1
+            reason = "the task retries itself: " + error_of(report.meta, None)["type"]
+            return replace(heard, state=RETRY, leased=False, retries=retries, reason=reason)
+        started = replace(heard, state=report.state, start_time=heard.start_time or now)
+        if report.state == STARTED:
+            return replace(started, leased=_lease_of(report.meta))
+        news = replace(started, progress=progress_of(report.meta))
+        return None if news == standing else news
+
+    return move

@@ -1,0 +1,134 @@
+"""What may happen to a run besides a worker's report: pure steps from one standing to the next.
+
+Each function here returns a `Move`. A run that has ended refuses every one of them.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.progress.standing import Move, Standing
+from app.states import FAILURE, PENDING, REVOKED, TERMINAL
+
+#: Reasons that other passes recognise.
+REVOKED_OUTSIDE = "revoked outside jobplane"
+UNHEARD = "unheard: dispatched, and no worker has said that it started"
+
+#: The traceback of an ended attempt is cut to this many characters; the last attempt's stands whole on the run.
+_KEPT_TRACEBACK = 4096
+
+
+def backoff_s(retry: Any, failures: int) -> float:
+    """Seconds to wait after the n-th failure in a row: `backoff_s * backoff_factor ** (n - 1)`, capped."""
+    wait = float(retry["backoff_s"]) * float(retry["backoff_factor"]) ** min(failures - 1, 64)
+    return min(wait, float(retry["max_backoff_s"]))
+
+
+def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay_s: float, *, lost: bool) -> Standing:
+    """The run with this attempt put away under `attempts` and the next one waiting for dispatch."""
+    kept = {**error, "traceback": (error.get("traceback") or "")[-_KEPT_TRACEBACK:] or None}
+    ended = {
+        "attempt": standing.attempt,
+        "state": FAILURE,
+        "worker": standing.worker,
+        "start_time": standing.start_time,
+        "end_time": now,
+        "error": kept,
+    }
+    return replace(
+        standing,
+        state=PENDING,
+        reason="worker lost: runs again" if lost else f"retry backoff after {error['type']}",
+        attempt=standing.attempt + 1,
+        lost=standing.lost + lost,
+        attempts=[*standing.attempts, ended],
+        progress=None,
+        worker=None,
+        leased=False,
+        retries=0,
+        due_time=now + timedelta(seconds=delay_s),
+        claim_time=None,
+        claimed_by=None,
+        first_dispatch=standing.dispatches + 1,
+        dispatch_time=None,
+        start_time=None,
+    )
+
+
+def end(now: datetime, standing: Standing, state: str, **changes: Any) -> Standing:
+    """The run, ended."""
+    return replace(standing, state=state, end_time=now, claim_time=None, claimed_by=None, **{"reason": None, **changes})
+
+
+def after_error(now: datetime, standing: Standing, error: dict[str, Any]) -> Standing:
+    """The task's own error: the next attempt after a backoff while the policy allows one, else FAILURE."""
+    failures = standing.attempt - standing.lost
+    if failures < int(standing.retry["max_attempts"]):
+        return next_attempt(now, standing, error, backoff_s(standing.retry, failures), lost=False)
+    return end(now, standing, FAILURE, error=error)
+
+
+def after_loss(now: datetime, standing: Standing, error: dict[str, Any]) -> Standing:
+    """A lost worker: run again at once while `max_lost` allows it, else FAILURE."""
+    if standing.lost < int(standing.retry["max_lost"]):
+        return next_attempt(now, standing, error, 0, lost=True)
+    return end(now, standing, FAILURE, error=error)
+
+
+def cancel(now: datetime, reason: str) -> Move:
+    """End the run as REVOKED. Whoever asks holds its lease, or knows that nothing was ever sent."""
+
+    def move(standing: Standing) -> Standing | None:
+        return None if standing.state in TERMINAL else end(now, standing, REVOKED, reason=reason)
+
+    return move
+
+
+def expire(now: datetime) -> Move:
+    """End a run that no worker has started by its start deadline."""
+
+    def move(standing: Standing) -> Standing | None:
+        late = standing.start_deadline_time is not None and standing.start_deadline_time <= now
+        if standing.state != PENDING or standing.attempt > 1 or not late:
+            return None
+        return end(now, standing, REVOKED, reason="start deadline")
+
+    return move
+
+
+def lose(now: datetime, attempt: int, detail: str) -> Move:
+    """The worker of this attempt is gone; whoever says so holds its lease. `detail` is a sentence."""
+
+    def move(standing: Standing) -> Standing | None:
+        if standing.state in TERMINAL or standing.attempt != attempt:
+            return None
+        return after_loss(now, standing, {"type": "WorkerLost", "message": detail, "traceback": None})
+
+    return move
+
+
+def redispatch(now: datetime, dispatch: int, reason: str, delay_s: float = 0) -> Move:
+    """Publish the same attempt again under the next number, if `dispatch` is still the last one and unheard of."""
+
+    def move(standing: Standing) -> Standing | None:
+        if standing.state != PENDING or standing.dispatch_time is None or standing.dispatches != dispatch:
+            return None
+        return replace(
+            standing,
+            reason=reason,
+            due_time=now + timedelta(seconds=delay_s),
+            dispatch_time=None,
+            claim_time=None,
+            claimed_by=None,
+        )
+
+    return move
+
+
+def explain(reason: str) -> Move:
+    """Say why a live run stands still."""
+
+    def move(standing: Standing) -> Standing | None:
+        return None if standing.state in TERMINAL or standing.reason == reason else replace(standing, reason=reason)
+
+    return move
