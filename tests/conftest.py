@@ -1,0 +1,185 @@
+"""Fixtures: the real servers, once per test process, and for each test a database, a Redis database and a vhost."""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import pytest
+import redis as redis_sync
+from redis.asyncio import Redis
+
+from app.database import Database
+from app.embedded import Postgres, Valkey
+from app.settings import Settings
+from tests.processes import Process
+from tests.servers import RABBITMQ_BIN, RabbitMQ
+
+T = TypeVar("T")
+
+# What the person who runs the tests has set for a plane of their own must not reach ours.
+for _name in [name for name in os.environ if name.startswith("JOBPLANE_")]:
+    del os.environ[_name]
+
+TEMPLATE = "jobplane_template"
+VALKEY_DATABASES = 64
+
+
+def in_thread(call: Callable[[], T]) -> T:
+    """Run this in a thread of its own, for code that wants an event loop where pytest has one already."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(call).result()
+
+
+def _run(made: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    return in_thread(lambda: asyncio.run(made()))
+
+
+def _named(database_url: str, name: str) -> str:
+    return f"{database_url.rpartition('/')[0]}/{name}"
+
+
+def execute(database_url: str, *statements: str) -> None:
+    """Run statements one by one, each its own transaction, on a connection of their own."""
+
+    async def go() -> None:
+        connection = await asyncpg.connect(database_url.replace("+asyncpg", "", 1))
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    _run(go)
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    """Where the servers of this test process write. Others may enter it, for as root PostgreSQL is another user."""
+    folder = Path(tempfile.mkdtemp(prefix="jobplane-tests-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(servers_folder: Path) -> Iterator[Postgres]:
+    server = Postgres(servers_folder / "postgres", durable=False, system_root=servers_folder / "system")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(servers_folder: Path) -> Iterator[Valkey]:
+    server = Valkey(servers_folder / "valkey", databases=VALKEY_DATABASES)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(servers_folder: Path) -> Iterator[RabbitMQ]:
+    """Started when the first test of this process asks for it; takes six seconds."""
+    if not (RABBITMQ_BIN / "rabbitmq-server").exists():
+        pytest.fail("the tests need RabbitMQ: install the package rabbitmq-server", pytrace=False)
+    server = RabbitMQ(servers_folder / "rabbitmq")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _migrated_template(postgres_server: Postgres) -> str:
+    from app.migrate import upgrade
+
+    url = _named(postgres_server.url, TEMPLATE)
+    execute(postgres_server.url, f"CREATE DATABASE {TEMPLATE}")
+    in_thread(lambda: upgrade(url))
+    execute(postgres_server.url, f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")
+    return TEMPLATE
+
+
+_numbers = itertools.count(1)
+
+
+def _database(server: Postgres, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _named(server.url, name)
+    execute(server.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(postgres_server: Postgres, _migrated_template: str) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    yield from _database(postgres_server, _migrated_template)
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: Postgres) -> Iterator[str]:
+    """A database of this test's own with nothing in it."""
+    yield from _database(postgres_server, "template1")
+
+
+@pytest.fixture
+def redis_url(valkey_server: Valkey) -> str:
+    """An empty numbered database of Valkey. Channels are the server's: all tests of this process share them."""
+    url = f"{valkey_server.url.rpartition('/')[0]}/{next(_numbers) % VALKEY_DATABASES}"
+    with redis_sync.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def amqp_url(rabbitmq_server: RabbitMQ) -> str:
+    """A virtual host of this test's own."""
+    return rabbitmq_server.url(rabbitmq_server.fresh_vhost())
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> Settings:
+    """Settings of this test's servers, with Valkey as the broker."""
+    return Settings.load(database_url=database_url, redis_url=redis_url, broker_url=redis_url, port=0)
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    opened = await Database.connect(settings, "test")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client that answers bytes, as ours do."""
+    client = Redis.from_url(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start programs that end with the test: `start_process([command...], env={...}, name="api")`.
+
+    What they printed is shown if the test fails.
+    """
+    started: list[Process] = []
+
+    def start(command: list[str | Path], *, name: str | None = None, **options: Any) -> Process:
+        label = name or Path(str(command[0])).name
+        process = Process(command, tmp_path / f"{len(started)}-{label}.log", **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in reversed(started):
+        process.kill()
+    for process in started:
+        print(f"--- {process.output_path.name}, status {process.poll()}\n{process.output()[-6000:]}")
