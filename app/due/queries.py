@@ -1,0 +1,111 @@
+"""The tick's statements, each named for what it decides."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID
+
+from app.database import Connection, Record
+
+
+async def claim_due(connection: Connection, now: datetime, limit: int) -> list[Record]:
+    """Jobs whose time has come, locked; those that another scheduler has locked are passed over."""
+    return cast(
+        list[Record],
+        await connection.fetch(
+            """
+            SELECT * FROM jobs WHERE next_run_time <= $1
+            ORDER BY next_run_time LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+            """,
+            now,
+            limit,
+        ),
+    )
+
+
+async def lock_job(connection: Connection, job_id: UUID) -> Record | None:
+    """The row of a job that is not deleted, locked until the transaction ends."""
+    return await connection.fetchrow(
+        "SELECT * FROM jobs WHERE id = $1 AND delete_time IS NULL FOR NO KEY UPDATE", job_id
+    )
+
+
+async def next_due(connection: Connection) -> datetime | None:
+    """When the earliest job is due."""
+    return cast(
+        datetime | None,
+        await connection.fetchval("SELECT min(next_run_time) FROM jobs WHERE next_run_time IS NOT NULL"),
+    )
+
+
+async def oldest_live_runs(connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    """By job, the oldest run that has not ended."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT ON (job_id) job_id, id FROM runs
+        WHERE job_id = ANY($1) AND end_time IS NULL ORDER BY job_id, id
+        """,
+        job_ids,
+    )
+    return {row["job_id"]: row["id"] for row in rows}
+
+
+async def advance(
+    connection: Connection, now: datetime, jobs: Sequence[tuple[UUID, datetime, datetime | None, bool]]
+) -> None:
+    """Set cursor and next run time of jobs; the last member says whether the job fired."""
+    ids, cursors, nexts, fired = zip(*jobs, strict=True)
+    await connection.execute(
+        """
+        UPDATE jobs SET cursor_time = m.cursor_time, next_run_time = m.next_run_time,
+            last_run_time = CASE WHEN m.fired THEN $1 ELSE jobs.last_run_time END
+        FROM unnest($2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bool[])
+            AS m (id, cursor_time, next_run_time, fired)
+        WHERE jobs.id = m.id
+        """,
+        now,
+        ids,
+        cursors,
+        nexts,
+        fired,
+    )
+
+
+async def park(connection: Connection, problems: Sequence[tuple[UUID, str]]) -> None:
+    """Take jobs whose trigger cannot be evaluated out of the schedule, with the reason."""
+    ids, texts = zip(*problems, strict=True)
+    await connection.execute(
+        """
+        UPDATE jobs SET next_run_time = NULL, problem = m.problem
+        FROM unnest($1::uuid[], $2::text[]) AS m (id, problem) WHERE jobs.id = m.id
+        """,
+        ids,
+        texts,
+    )
+
+
+#: job, the job's cursor before, reason, run, first, last, count, exact
+SkipRow = tuple[UUID, datetime, str, UUID | None, datetime, datetime, int, bool]
+
+
+async def record_skips(connection: Connection, skips: Sequence[SkipRow]) -> None:
+    """Account for scheduled times without a run: the row of the same cause that ends at the cursor is extended."""
+    columns: list[Any] = [list(column) for column in zip(*skips, strict=True)]
+    await connection.execute(
+        """
+        WITH m AS (
+            SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::timestamptz[],
+                $6::timestamptz[], $7::bigint[], $8::bool[])
+                AS m (job_id, cursor_time, reason, run_id, first_time, last_time, count, exact)
+        ), extended AS (
+            UPDATE skips SET last_time = m.last_time, count = skips.count + m.count, exact = skips.exact AND m.exact
+            FROM m WHERE skips.job_id = m.job_id AND skips.last_time = m.cursor_time
+                AND skips.reason = m.reason AND skips.run_id IS NOT DISTINCT FROM m.run_id
+            RETURNING m.job_id, m.first_time
+        )
+        INSERT INTO skips (job_id, reason, run_id, first_time, last_time, count, exact)
+        SELECT job_id, reason, run_id, first_time, last_time, count, exact FROM m
+        WHERE NOT EXISTS (SELECT FROM extended e WHERE e.job_id = m.job_id AND e.first_time = m.first_time)
+        """,
+        *columns,
+    )
