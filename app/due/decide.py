@@ -1,0 +1,166 @@
+"""Which scheduled times of a job fire, which are skipped and why. Pure: no clock, no database.
+
+Every nominal time in (old cursor, new cursor] is either in `fire` or counted in one of `skips`. The work is bounded
+for any gap: nothing walks from time to time.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal, assert_never
+from uuid import UUID
+
+from app.schedule.triggers import SECOND, Trigger, count, due_time, newest, next_after, next_due
+
+Misfire = Literal["latest"]
+Overlap = Literal["skip", "allow"]
+SkipReason = Literal["coalesced", "missed", "overlap", "paused"]
+RunOf = Literal["blocker", "fired"]
+
+#: A time is never missed while it is at most this late: ticks are a second apart, and any tick may be slow.
+PUNCTUAL: Final = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class SkipRange:
+    """Consecutive scheduled times that one cause kept from running.
+
+    `run_of` says which run the row names: the one in the way, the one that fires (the newest of `Decision.fire`), or
+    none. If `exact` is false, counting stopped at a bound and `count` is the least number that it can be.
+    """
+
+    reason: SkipReason
+    run_of: RunOf | None
+    first: datetime
+    last: datetime
+    count: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of the times up to `cursor`; `fire` and `skips` ascend.
+
+    `cursor` is nominal and a whole second; `next_time` is when to look at the job next, jitter included, or None if its
+    trigger has ended.
+    """
+
+    fire: tuple[datetime, ...]
+    skips: tuple[SkipRange, ...]
+    cursor: datetime
+    next_time: datetime | None
+
+
+def decide(
+    trigger: Trigger,
+    *,
+    job_id: UUID,
+    cursor: datetime,
+    now: datetime,
+    misfire: Misfire = "latest",
+    overlap: Overlap = "skip",
+    catchup_window_s: int = 86_400,
+    blocker: UUID | None = None,
+) -> Decision:
+    """What a tick does with a job: deals with every time that is due, jitter included.
+
+    `cursor` is the last time dealt with, `blocker` a run of the same job that has not ended.
+    """
+    upto = _newest_due(trigger, job_id, cursor, now)
+    if upto is None:
+        return Decision((), (), cursor, next_due(trigger, job_id, cursor))
+    late = max(timedelta(seconds=catchup_window_s), PUNCTUAL)
+    missed = _newest_due(trigger, job_id, cursor, now - late - timedelta(microseconds=1))
+    return _account(trigger, job_id, cursor, missed, upto, misfire, overlap, blocker)
+
+
+def settle(
+    trigger: Trigger,
+    *,
+    job_id: UUID,
+    cursor: datetime,
+    now: datetime,
+    misfire: Misfire = "latest",
+    overlap: Overlap = "skip",
+    catchup_window_s: int = 86_400,
+    blocker: UUID | None = None,
+) -> Decision:
+    """What edit, pause and delete do first: as `decide`, with the old definition.
+
+    Also a time whose jitter has not passed is dealt with, for nobody would look at it again; the cursor becomes `now`.
+    `next_time` holds if the trigger stays: an edit takes `next_due` of the new one, pause and delete take null.
+    """
+    end = max(cursor, _floor(now))
+    upto = newest(trigger, cursor, end)
+    if upto is None:
+        return Decision((), (), end, next_due(trigger, job_id, end))
+    late = max(timedelta(seconds=catchup_window_s), PUNCTUAL)
+    missed = _newest_due(trigger, job_id, cursor, now - late - timedelta(microseconds=1))
+    decision = _account(trigger, job_id, cursor, missed, upto, misfire, overlap, blocker)
+    return Decision(decision.fire, decision.skips, end, next_due(trigger, job_id, end))
+
+
+def settle_paused(trigger: Trigger, *, job_id: UUID, cursor: datetime, now: datetime) -> Decision:
+    """What resume does: the times since the pause were skipped, and the job goes on from `now`.
+
+    Serves enabling too, and edit and delete of a job that is paused or disabled.
+    """
+    end = max(cursor, _floor(now))
+    last = newest(trigger, cursor, end)
+    skips = () if last is None else (_skip(trigger, "paused", None, cursor, last),)
+    return Decision((), skips, end, next_due(trigger, job_id, end))
+
+
+def start_deadline(scheduled_time: datetime, start_deadline_s: int | None) -> datetime | None:
+    """By when a worker must have started the run of this time; None: no matter when."""
+    return None if start_deadline_s is None else scheduled_time + timedelta(seconds=start_deadline_s)
+
+
+def _newest_due(trigger: Trigger, job_id: UUID, cursor: datetime, now: datetime) -> datetime | None:
+    """The newest time after the cursor whose jitter has passed too."""
+    time = newest(trigger, cursor, now)
+    if time is None or due_time(trigger, job_id, time) <= now:
+        return time
+    return newest(trigger, cursor, time - SECOND)  # jitter ends before the next time, so this one is due
+
+
+def _account(
+    trigger: Trigger,
+    job_id: UUID,
+    cursor: datetime,
+    missed: datetime | None,
+    upto: datetime,
+    misfire: Misfire,
+    overlap: Overlap,
+    blocker: UUID | None,
+) -> Decision:
+    """Deal with the times in (cursor, upto], of which those up to `missed` are too old."""
+    fire: tuple[datetime, ...] = ()
+    skips: list[SkipRange] = []
+    if missed is not None:
+        skips.append(_skip(trigger, "missed", None, cursor, missed))
+    start = cursor if missed is None else missed
+    if start < upto:
+        if overlap == "skip" and blocker is not None:
+            skips.append(_skip(trigger, "overlap", "blocker", start, upto))
+        else:
+            match misfire:
+                case "latest":
+                    fire = (upto,)
+                    earlier = newest(trigger, start, upto - SECOND)
+                    if earlier is not None:
+                        skips.append(_skip(trigger, "coalesced", "fired", start, earlier))
+                case _:
+                    assert_never(misfire)
+    return Decision(fire, tuple(skips), upto, next_due(trigger, job_id, upto))
+
+
+def _skip(trigger: Trigger, reason: SkipReason, run_of: RunOf | None, after: datetime, last: datetime) -> SkipRange:
+    """The times in (after, last], of which `last` is one."""
+    first = next_after(trigger, after)
+    assert first is not None
+    number, exact = (1, True) if first == last else count(trigger, after, last)
+    return SkipRange(reason, run_of, first, last, number, exact)
+
+
+def _floor(instant: datetime) -> datetime:
+    return instant.replace(microsecond=0)
