@@ -3,9 +3,13 @@
 Environment, prefix `JOBPLANE_`. The README's table is tested to name every one of these fields.
 """
 
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -33,14 +37,32 @@ RedisUrl = Annotated[SecretStr, _scheme("redis", "rediss")]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 
 
-class Settings(BaseSettings):
-    """What an API, scheduler or migration process needs to know; frozen, read once at start."""
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Read(BaseSettings):
+    """How settings are read, and the one line that a wrong one ends the process with."""
 
     model_config = SettingsConfigDict(env_prefix="JOBPLANE_", frozen=True, extra="ignore")
 
-    database_url: DatabaseUrl = Field(description="PostgreSQL, as `postgresql+asyncpg://user:password@host:port/name`")
-    redis_url: RedisUrl = Field(description="Redis or Valkey: Celery results, leases, feed fan-out")
-    broker_url: BrokerUrl = Field(description="the Celery broker, `amqp://` or `redis://`")
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; SettingsError with one line that names the first setting at fault."""
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = "JOBPLANE_" + "_".join(str(part) for part in first["loc"][:1] or ("host",)).upper()
+            message = "is not set" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{name}: {message}") from None
+
+
+class Listening(_Read):
+    """Where the API listens."""
 
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that the API listens on; 0 takes a free one")
@@ -48,6 +70,24 @@ class Settings(BaseSettings):
         False,
         description="listen on an address that others can reach; there are no API keys yet, so this must be meant",
     )
+
+    @model_validator(mode="after")
+    def _loopback_unless_meant(self) -> Self:
+        if not self.allow_remote and not _is_loopback(self.host):
+            raise ValueError(
+                f"{self.host} can be reached by others and there are no API keys yet; "
+                "set JOBPLANE_ALLOW_REMOTE=true if that is meant"
+            )
+        return self
+
+
+class Settings(Listening):
+    """What an API, scheduler or migration process needs to know; frozen, read once at start."""
+
+    database_url: DatabaseUrl = Field(description="PostgreSQL, as `postgresql+asyncpg://user:password@host:port/name`")
+    redis_url: RedisUrl = Field(description="Redis or Valkey: Celery results, leases, feed fan-out")
+    broker_url: BrokerUrl = Field(description="the Celery broker, `amqp://` or `redis://`")
+
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least level that is logged"
@@ -69,13 +109,17 @@ class Settings(BaseSettings):
     retain_failure_days: float = Field(30, gt=0, description="days that runs which ended in FAILURE are kept")
     faults: str = Field("", description="fault points for tests, see `app/faults.py`; empty in production")
 
-    @classmethod
-    def load(cls, **overrides: object) -> Self:
-        """Read the environment; SettingsError with one line that names the first setting at fault."""
-        try:
-            return cls(**overrides)  # type: ignore[arg-type]
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = "JOBPLANE_" + "_".join(str(part) for part in first["loc"][:1]).upper()
-            message = "is not set" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{name}: {message}") from None
+
+class UpSettings(Listening):
+    """What `jobplane up` needs to know: a server that is not named here is embedded."""
+
+    database_url: DatabaseUrl | None = None
+    redis_url: RedisUrl | None = None
+    broker_url: BrokerUrl | None = None
+    data_dir: Path = Field(Path(".jobplane"), description="folder of `jobplane up`: data, passwords and logs")
+    log_format: Literal["json", "console"] = "console"
+
+
+def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that we start: our own, with these settings in it."""
+    return {**os.environ, **settings}

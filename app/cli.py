@@ -1,0 +1,107 @@
+"""The command `jobplane`: up | api | scheduler | worker | migrate | watch."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from app.embedded import EmbeddedError
+from app.settings import Settings, SettingsError, UpSettings, child_environment
+from workers import protocol
+
+cli = typer.Typer(
+    name="jobplane",
+    help="A control plane for scheduled and ad-hoc Celery jobs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@cli.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address that the API listens on [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API, 0 for a free one [default: 8000].")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Data, passwords and logs [default: .jobplane].")] = None,
+    broker: Annotated[str | None, typer.Option(help="Broker to use instead of the embedded Valkey.")] = None,
+    queues: Annotated[str, typer.Option(help="Queues of the one worker, comma separated.")] = "default",
+) -> None:
+    """The whole plane on this machine: database, Redis, API, scheduler and one worker."""
+    from app.up import UpError, up
+
+    options = {"host": host, "port": port, "data_dir": data_dir, "broker_url": broker}
+    try:
+        settings = UpSettings.load(**{name: value for name, value in options.items() if value is not None})
+        up(settings, [name.strip() for name in queues.split(",") if name.strip()])
+    except (UpError, EmbeddedError) as error:
+        _refuse(error)
+
+
+@cli.command()
+def api() -> None:
+    """The API process; any number behind a load balancer."""
+    from app.main import serve
+
+    serve(Settings.load())
+
+
+@cli.command()
+def scheduler() -> None:
+    """The control process: tick, dispatch, record, reap. Any number; none leads."""
+    from app.scheduler import serve
+
+    serve(Settings.load())
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def worker(
+    context: typer.Context,
+    queues: Annotated[str, typer.Option("--queues", "-Q", help="Queues to consume, comma separated.")] = "default",
+) -> None:
+    """A Celery worker with our base task; further options go to `celery worker`."""
+    ours = Path(protocol.__file__).resolve().parent
+    for found in (Path.cwd() / "workers", Path.cwd() / "workers.py"):
+        # Celery puts this folder first on the path, so that teams may keep their tasks here.
+        if found.exists() and found.resolve() != ours:
+            _refuse(f"{found} hides jobplane's package of that name; start the worker in another folder")
+    command = [sys.executable, "-P", "-m", "celery", "-A", "workers.app", "worker", "-Q", queues, *context.args]
+    os.execve(sys.executable, command, child_environment({"REMAP_SIGTERM": "SIGQUIT"}))  # noqa: S606
+
+
+@cli.command()
+def migrate(revision: Annotated[str, typer.Argument(help="Where to go to.")] = "head") -> None:
+    """Bring the database to the newest schema; two at once wait for each other."""
+    from app.migrate import upgrade
+
+    upgrade(Settings.load().database_url.get_secret_value(), revision)
+
+
+@cli.command()
+def watch(
+    run_id: Annotated[str, typer.Argument(help="The run to follow.")],
+    url: Annotated[str, typer.Option(help="Where the API is.", envvar="JOBPLANE_URL")] = "http://127.0.0.1:8000",
+) -> None:
+    """Follow a run in the terminal; exit status 0 on SUCCESS."""
+    from app.watch import watch
+
+    raise typer.Exit(asyncio.run(watch(url, run_id)))
+
+
+def _refuse(why: object) -> NoReturn:
+    print(f"jobplane: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """The console script; a wrong setting ends it with one line that names the setting."""
+    try:
+        cli()
+    except SettingsError as error:
+        _refuse(error)
+
+
+if __name__ == "__main__":
+    main()
