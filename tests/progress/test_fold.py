@@ -1,0 +1,214 @@
+"""The fold and the other steps: tables for what each word does, properties for what must never happen."""
+
+from dataclasses import replace
+from datetime import timedelta
+from functools import reduce
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.progress import moves
+from app.progress.fold import Report, fold, progress_of
+from app.progress.standing import Move, Standing
+from app.states import TERMINAL
+from tests.progress.standings import NEW, NOW, RUN, SENT, policy, report
+from workers.protocol import LEASE_REPORT, TaskId
+
+BOOM = {"exc_type": "ValueError", "exc_message": ["boom"], "exc_module": "builtins"}
+
+
+def after(standing: Standing, *reports: Report) -> Standing:
+    """The standing after these reports; those that are refused change nothing."""
+    return reduce(lambda now, said: fold(said, NOW)(now) or now, reports, standing)
+
+
+def test_a_run_from_start_to_success() -> None:
+    started = after(SENT, report("STARTED", {"pid": 1, LEASE_REPORT: {"token": "t"}}, worker="w@h"))
+    assert (started.state, started.worker, started.leased, started.start_time) == ("STARTED", "w@h", True, NOW)
+    moving = after(started, report("PROGRESS", {"current": 3, "total": 10}))
+    assert moving.state == "PROGRESS"
+    assert moving.progress == {
+        "current": 3,
+        "total": 10,
+        "percent": 30.0,
+        "message": None,
+        "meta": {"current": 3, "total": 10},
+    }
+    ended = after(moving, report("SUCCESS", 42))
+    assert (ended.state, ended.result, ended.end_time, ended.error) == ("SUCCESS", 42, NOW, None)
+
+
+def test_a_stock_worker_that_says_started_holds_no_lease() -> None:
+    assert not after(SENT, report("STARTED", {"pid": 1, "hostname": "h"})).leased
+
+
+def test_a_custom_word_counts_as_progress() -> None:
+    moving = after(SENT, report("UPLOADING", {"file": "a.txt"}))
+    assert (moving.state, moving.start_time) == ("UPLOADING", NOW)
+    assert moving.progress is not None
+    assert moving.progress["meta"] == {"file": "a.txt"}
+
+
+@pytest.mark.parametrize("word", ["started", "", "A" * 41, "WITH SPACE", "RECEIVED", "PENDING", "REJECTED"])
+def test_words_that_are_no_state_are_refused(word: str) -> None:
+    assert fold(report(word), NOW)(SENT) is None
+
+
+@pytest.mark.parametrize(
+    ("meta", "percent"),
+    [
+        ({"current": 1, "total": 3}, 33.33),
+        ({"current": 5, "total": 0}, None),
+        ({"current": 12, "total": 10}, 100.0),
+        ({"current": -1, "total": 10}, 0.0),
+        ({"current": True, "total": 10}, None),
+        ({"current": "1", "total": 10}, None),
+        ("half way", None),
+        (None, None),
+    ],
+)
+def test_percent_is_read_where_it_can_be_read(meta: Any, percent: float | None) -> None:
+    assert progress_of(meta)["percent"] == percent
+    assert progress_of(meta)["meta"] == meta
+
+
+def test_the_first_end_wins() -> None:
+    ended = after(SENT, report("FAILURE", BOOM, traceback="Traceback"))
+    assert ended.error == {"type": "ValueError", "message": "boom", "traceback": "Traceback"}
+    for late in ("SUCCESS", "STARTED", "PROGRESS", "REVOKED"):
+        assert fold(report(late), NOW)(ended) is None
+
+
+def test_equal_news_is_no_news() -> None:
+    moving = after(SENT, report("STARTED"), report("PROGRESS", {"current": 1}))
+    assert fold(report("PROGRESS", {"current": 1}), NOW)(moving) is None
+    assert fold(report("STARTED"), NOW)(moving) is None, "a second start of the same attempt is old news"
+
+
+def test_a_report_may_outrun_the_mark_of_its_dispatch() -> None:
+    started = after(replace(NEW, claim_time=NOW, claimed_by="a"), report("STARTED"))
+    assert (started.dispatches, started.dispatch_time, started.claim_time) == (1, NOW, None)
+
+
+def test_a_report_of_an_older_attempt_is_refused() -> None:
+    second = after(replace(SENT, retry=policy(max_attempts=2)), report("FAILURE", BOOM))
+    assert (second.state, second.attempt, second.first_dispatch) == ("PENDING", 2, 2)
+    assert fold(report("SUCCESS", n=1), NOW)(second) is None
+    assert after(second, report("SUCCESS", 1, n=2)).state == "SUCCESS"
+
+
+def test_a_failed_attempt_waits_for_its_backoff() -> None:
+    standing = replace(SENT, retry=policy(max_attempts=4, backoff_s=10, backoff_factor=3, max_backoff_s=60))
+    waits = []
+    for n in range(1, 4):
+        standing = replace(after(standing, report("FAILURE", BOOM, n=n)), dispatches=n + 1, dispatch_time=NOW)
+        waits.append((standing.due_time - NOW).total_seconds())
+    assert waits == [10, 30, 60]
+    assert after(standing, report("FAILURE", BOOM, n=4)).state == "FAILURE"
+    assert [ended["attempt"] for ended in standing.attempts] == [1, 2, 3]
+
+
+def test_a_lost_worker_is_counted_apart() -> None:
+    lost = {"exc_type": "WorkerLostError", "exc_message": ["signal 9"], "exc_module": "billiard.exceptions"}
+    standing = replace(SENT, retry=policy(max_attempts=1, max_lost=1))
+    again = after(standing, report("FAILURE", lost))
+    assert (again.state, again.attempt, again.lost, again.due_time) == ("PENDING", 2, 1, NOW)
+    ended = after(replace(again, dispatches=2, dispatch_time=NOW), report("FAILURE", lost, n=2))
+    assert ended.state == "FAILURE"
+    assert ended.error is not None
+    assert ended.error["type"] == "WorkerLost"
+
+
+def test_at_most_once_never_runs_again() -> None:
+    standing = replace(SENT, retry=policy(max_lost=0))
+    assert (moves.lose(NOW, 1, "gone")(standing) or standing).state == "FAILURE"
+
+
+def test_not_registered_never_ends_a_run() -> None:
+    unknown = {"exc_type": "NotRegistered", "exc_message": ["t"], "exc_module": "celery.exceptions"}
+    again = after(SENT, report("FAILURE", unknown))
+    assert (again.state, again.attempt, again.dispatch_time) == ("PENDING", 1, None)
+    assert again.due_time > NOW
+    assert fold(report("FAILURE", unknown), NOW)(again) is None, "the same answer, read again, counts once"
+
+
+def test_an_exception_of_the_transport_is_an_unknown_outcome_and_never_runs_again() -> None:
+    lost = {"exc_type": "OperationalError", "exc_message": ["refused"], "exc_module": "kombu.exceptions"}
+    ended = after(replace(SENT, retry=policy(max_attempts=5)), report("FAILURE", lost))
+    assert ended.state == "FAILURE"
+    assert ended.error is not None
+    assert ended.error["type"] == "OutcomeUnknown"
+
+
+def test_celerys_own_retry_is_the_same_attempt() -> None:
+    started = after(SENT, report("STARTED", {LEASE_REPORT: {"token": "t"}}))
+    waiting = after(started, report("RETRY", BOOM))
+    assert (waiting.state, waiting.attempt, waiting.retries, waiting.leased) == ("RETRY", 1, 1, False)
+    assert after(waiting, report("STARTED")).state == "STARTED"
+
+
+def test_a_strangers_revoke_of_a_started_run_is_only_a_rumour() -> None:
+    revoked = {"exc_type": "TaskRevokedError", "exc_message": ["revoked"], "exc_module": "celery.exceptions"}
+    assert fold(report("REVOKED", revoked), NOW)(after(SENT, report("STARTED"))) is None
+    waiting = after(SENT, report("REVOKED", revoked))
+    assert (waiting.state, waiting.reason) == ("PENDING", moves.REVOKED_OUTSIDE)
+    assert after(waiting, report("STARTED")).reason is None
+    terminated = {**revoked, "exc_message": ["terminated"]}
+    assert after(SENT, report("STARTED"), report("REVOKED", terminated)).state == "REVOKED"
+
+
+def test_a_start_deadline_counts_until_the_first_start() -> None:
+    late = replace(SENT, start_deadline_time=NOW - timedelta(seconds=1))
+    ended = moves.expire(NOW)(late)
+    assert ended is not None
+    assert (ended.state, ended.reason) == ("REVOKED", "start deadline")
+    assert moves.expire(NOW)(after(late, report("STARTED"))) is None
+    assert moves.expire(NOW)(replace(late, start_deadline_time=NOW + timedelta(seconds=1))) is None
+    assert moves.expire(NOW)(replace(late, attempt=2)) is None
+
+
+WORDS = st.sampled_from(["STARTED", "PROGRESS", "UPLOADING", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "PENDING", "x"])
+METAS = st.sampled_from(
+    [
+        None,
+        BOOM,
+        {"current": 1, "total": 2},
+        {"exc_type": "WorkerLostError", "exc_message": ["x"]},
+        {"exc_type": "NotRegistered", "exc_message": ["t"]},
+        {"exc_type": "TaskRevokedError", "exc_message": ["terminated"]},
+    ]
+)
+REPORTS = st.builds(
+    lambda n, word, meta: fold(Report(TaskId(RUN, n), word, meta), NOW), st.integers(1, 4), WORDS, METAS
+)
+STEPS = st.one_of(
+    REPORTS,
+    st.just(moves.cancel(NOW, "asked")),
+    st.builds(lambda attempt: moves.lose(NOW, attempt, "gone"), st.integers(1, 3)),
+    st.builds(lambda n: moves.redispatch(NOW, n, "lost on the way"), st.integers(1, 4)),
+    st.just(moves.expire(NOW)),
+)
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(steps=st.lists(STEPS, max_size=25), attempts=st.integers(1, 3), lost=st.integers(0, 2))
+def test_any_history_keeps_the_tables_rules(steps: list[Move], attempts: int, lost: int) -> None:
+    standing = replace(NEW, retry=policy(max_attempts=attempts, max_lost=lost))
+    for step in steps:
+        if standing.state == "PENDING" and standing.dispatch_time is None:
+            standing = replace(standing, dispatches=standing.dispatches + 1, dispatch_time=NOW)
+        moved = step(standing)
+        if moved is None:
+            continue
+        assert standing.state not in TERMINAL, "a terminal state never changes"
+        assert (moved.end_time is not None) == (moved.state in TERMINAL)
+        assert (moved.error is not None) == (moved.state == "FAILURE")
+        assert moved.attempt in {standing.attempt, standing.attempt + 1}
+        assert 1 <= moved.first_dispatch <= moved.dispatches + 1
+        assert len(moved.attempts) == moved.attempt - 1
+        assert moved.lost <= lost
+        assert moved.attempt - moved.lost <= attempts
+        assert moved.version == standing.version, "the version is raised by whoever writes"
+        standing = moved
