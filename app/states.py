@@ -33,7 +33,7 @@ _IGNORED: Final = frozenset({"RECEIVED", "REJECTED", "IGNORED"})
 
 def is_state(word: str) -> bool:
     """Whether a run can be in a state of this name."""
-    return _CUSTOM.match(word) is not None and word not in _IGNORED
+    return _CUSTOM.fullmatch(word) is not None and word not in _IGNORED
 
 
 def is_running(word: str) -> bool:

@@ -1,0 +1,225 @@
+"""What recording, reaping and retention ask the database, one statement a function."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from app.database import Connection, Record
+from app.states import FAILURE, PENDING, RETRY
+
+
+async def hold_lease(connection: Connection, name: str, holder: str, lease_s: float) -> bool:
+    """Take or renew a lease by the database's clock; whether `holder` has it now."""
+    found = await connection.fetchval(
+        """
+        INSERT INTO leases (name, holder, until_time)
+        VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
+        ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until_time = excluded.until_time
+            WHERE leases.holder = excluded.holder OR leases.until_time < clock_timestamp()
+        RETURNING holder
+        """,
+        name,
+        holder,
+        lease_s,
+    )
+    return found is not None
+
+
+async def give_lease_back(connection: Connection, name: str, holder: str) -> None:
+    await connection.execute("DELETE FROM leases WHERE name = $1 AND holder = $2", name, holder)
+
+
+async def dispatched_runs(connection: Connection, after: UUID, limit: int) -> list[Record]:
+    """A page of the live runs of which a worker may have heard, and the dispatches whose reports would count.
+
+    `last` is the next dispatch where one is claimed: its message may be out although nobody has marked it. Of many
+    dispatches of one attempt only the newest three are named.
+    """
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT id, greatest(first_dispatch, last - 2) AS first, last FROM (
+            SELECT id, first_dispatch,
+                   dispatches + (claim_time IS NOT NULL AND dispatch_time IS NULL)::int AS last
+            FROM runs WHERE end_time IS NULL AND id > $1
+        ) AS live
+        WHERE last >= first_dispatch ORDER BY id LIMIT $2
+        """,
+        after,
+        limit,
+    )
+    return rows
+
+
+async def existing(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
+    """Which of these runs there are."""
+    if not ids:
+        return set()
+    return {row["id"] for row in await connection.fetch("SELECT id FROM runs WHERE id = ANY($1)", list(ids))}
+
+
+async def keep_refused(connection: Connection, source: str, refused: Sequence[tuple[str, str, bytes]]) -> None:
+    """Set reports aside: (task id, problem, first bytes)."""
+    if not refused:
+        return
+    task_ids, problems, bodies = (list(column) for column in zip(*refused, strict=True))
+    await connection.execute(
+        """
+        INSERT INTO refused_reports (source, task_id, problem, body)
+        SELECT $1, r.task_id, r.problem, r.body
+        FROM unnest($2::text[], $3::text[], $4::bytea[]) AS r (task_id, problem, body)
+        """,
+        source,
+        task_ids,
+        problems,
+        bodies,
+    )
+
+
+async def running(connection: Connection, after: UUID, limit: int) -> list[Record]:
+    """A page of the runs that a worker has: those that hold a lease, or may without our having heard of it."""
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT id, state, leased, attempt, retries, first_dispatch, dispatches, worker FROM runs
+        WHERE end_time IS NULL AND state <> ALL($3) AND id > $1 ORDER BY id LIMIT $2
+        """,
+        after,
+        limit,
+        [PENDING, RETRY],
+    )
+    return rows
+
+
+async def past_start_deadline(connection: Connection, now: datetime, after: UUID, limit: int) -> list[Record]:
+    """Runs that no worker has started by their start deadline; `sent` if a message of them may be out."""
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT id, attempt, retries, version, claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent,
+               first_dispatch, dispatches, coalesce(dispatch_time, claim_time) AS sent_time
+        FROM runs
+        WHERE end_time IS NULL AND state = $4 AND attempt = 1 AND start_deadline_time <= $1 AND id > $2
+        ORDER BY id LIMIT $3
+        """,
+        now,
+        after,
+        limit,
+        PENDING,
+    )
+    return rows
+
+
+async def silent_with_reason(connection: Connection, reason: str, before: datetime, limit: int) -> list[UUID]:
+    """Live runs with this reason of which nothing was heard since."""
+    rows = await connection.fetch(
+        "SELECT id FROM runs WHERE end_time IS NULL AND reason = $1 AND update_time < $2 ORDER BY id LIMIT $3",
+        reason,
+        before,
+        limit,
+    )
+    return [row["id"] for row in rows]
+
+
+async def unheard(connection: Connection, before: datetime, after: UUID, limit: int) -> list[Record]:
+    """A page of the runs that were dispatched before then on a queue that is not paused, and that no worker started."""
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT runs.id, runs.queue, runs.attempt, runs.retries, runs.reason, runs.first_dispatch, runs.dispatches,
+               runs.dispatch_time
+        FROM runs LEFT JOIN queues ON queues.name = runs.queue
+        WHERE runs.end_time IS NULL AND runs.state = $4 AND runs.dispatch_time < $1 AND runs.id > $2
+          AND queues.paused IS NOT TRUE
+        ORDER BY runs.id LIMIT $3
+        """,
+        before,
+        after,
+        limit,
+        PENDING,
+    )
+    return rows
+
+
+async def forget_ended_runs(
+    connection: Connection, success_before: datetime, failure_before: datetime, limit: int
+) -> int:
+    """Delete the oldest ended runs that are past their time; the newest run of a job that is there stays."""
+    answer = await connection.execute(
+        """
+        DELETE FROM runs WHERE id IN (
+            SELECT old.id FROM runs AS old
+            WHERE old.end_time IS NOT NULL
+              AND old.end_time < greatest($1::timestamptz, $2::timestamptz)
+              AND old.end_time < CASE WHEN old.state = $3 THEN $2 ELSE $1 END
+              AND (
+                  old.job_id IS NULL
+                  OR EXISTS (SELECT FROM runs AS newer WHERE newer.job_id = old.job_id AND newer.id > old.id)
+                  OR EXISTS (SELECT FROM jobs WHERE jobs.id = old.job_id AND jobs.delete_time IS NOT NULL)
+              )
+            ORDER BY old.end_time LIMIT $4 FOR UPDATE SKIP LOCKED
+        )
+        """,
+        success_before,
+        failure_before,
+        FAILURE,
+        limit,
+    )
+    return _count(answer)
+
+
+async def forget_idempotency_keys(connection: Connection, before: datetime, limit: int) -> int:
+    answer = await connection.execute(
+        """
+        DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM idempotency_keys WHERE create_time < $1 ORDER BY create_time LIMIT $2
+        ))
+        """,
+        before,
+        limit,
+    )
+    return _count(answer)
+
+
+async def forget_refused_reports(connection: Connection, keep: int, limit: int) -> int:
+    """Delete refused reports, oldest first, as long as there are more than `keep`."""
+    answer = await connection.execute(
+        """
+        DELETE FROM refused_reports WHERE id IN (
+            SELECT id FROM refused_reports
+            WHERE id <= (SELECT id FROM refused_reports ORDER BY id DESC OFFSET $1 LIMIT 1)
+            ORDER BY id LIMIT $2
+        )
+        """,
+        keep,
+        limit,
+    )
+    return _count(answer)
+
+
+async def forget_silent_processes(connection: Connection, before: datetime) -> int:
+    return _count(await connection.execute("DELETE FROM processes WHERE beat_time < $1", before))
+
+
+async def forget_skips(connection: Connection, before: datetime, limit: int) -> int:
+    answer = await connection.execute(
+        "DELETE FROM skips WHERE id IN (SELECT id FROM skips WHERE last_time < $1 LIMIT $2)", before, limit
+    )
+    return _count(answer)
+
+
+async def forget_deleted_jobs(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete jobs that were deleted before then and have no run left, with their versions and skips."""
+    answer = await connection.execute(
+        """
+        DELETE FROM jobs WHERE id IN (
+            SELECT id FROM jobs
+            WHERE delete_time < $1 AND NOT EXISTS (SELECT FROM runs WHERE runs.job_id = jobs.id)
+            LIMIT $2 FOR UPDATE SKIP LOCKED
+        )
+        """,
+        before,
+        limit,
+    )
+    return _count(answer)
+
+
+def _count(answer: str) -> int:
+    """The number of rows in a command's answer, as in `DELETE 3`."""
+    return int(answer.rpartition(" ")[2])

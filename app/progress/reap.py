@@ -1,0 +1,329 @@
+"""Ends what nobody else will: attempts whose lease ended, start deadlines, revocations from outside.
+
+The lease is taken first, then the stored state is read once more, then the row is written: a crash in between leaves a
+lease that only refuses, and the next pass writes the row. Any number of reapers may run.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app import faults
+from app.database import Connection, Database, Record, clock
+from app.progress import lease, moves, queries, reports, transition
+from app.progress.announce import announce, ring
+from app.progress.calm import Calm
+from app.progress.consumers import Backlog, Consumers
+from app.progress.fold import Report, fold
+from app.progress.listen import stored
+from app.progress.standing import Move, Standing
+from app.settings import Settings
+from app.states import PENDING, is_running
+from workers.protocol import CANCELLED, DONE, HEARTBEAT_S, HELD, LEASE_S, REAPED, TaskId, lease_key
+
+log = structlog.get_logger()
+
+PAGE: Final = 500
+#: How long the last word of a worker may be on its way after its lease said that it was done.
+SILENCE_S: Final = 60.0
+#: Each next search for the same run waits twice as long, up to so many times the first.
+_MOST_PATIENCE: Final = 64
+
+_FIRST_ID: Final = UUID(int=0)
+
+
+class Reaper:
+    """Call `run_once` every two seconds.
+
+    `backlog` asks the broker what waits in a queue; without it, dispatched runs that nobody started are not looked
+    for.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        redis: Redis,
+        settings: Settings,
+        backlog: Callable[[str], Awaitable[Backlog]] | None,
+        *,
+        lease_s: float = LEASE_S,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._database = database
+        self._redis = redis
+        self._dispatch_timeout_s = settings.dispatch_timeout_s
+        self._consumers = Consumers(redis, settings.broker_url.get_secret_value(), backlog) if backlog else None
+        self._silence_s = silence_s
+        self._calm = Calm(lease_s + min(HEARTBEAT_S, lease_s / 2))
+        #: Since when a lease that ended stands beside a run that did not.
+        self._doubts: dict[tuple[UUID, int, int, str], float] = {}
+        #: When each lease that we saw held would end by itself.
+        self._ends: dict[str, float] = {}
+        #: How many runs were moved since the start.
+        self.moved = 0
+
+    async def run_once(self) -> bool:
+        """One pass over everything; always False. Raises RedisError after what needs no Redis is done."""
+        await self._expire_unsent()
+        await self._end_revoked()
+        try:
+            await self._calm.look(self._redis)
+            await self._expire_sent()
+            await self._reap()
+            if self._consumers is not None:
+                await self._search(self._consumers)
+        except RedisError:
+            self._calm.lost()
+            raise
+        now = time.monotonic()
+        self._doubts = {key: at for key, at in self._doubts.items() if now - at < 2 * self._silence_s}
+        self._ends = {key: at for key, at in self._ends.items() if now < at}
+        return False
+
+    async def _now(self) -> datetime:
+        async with self._database.reading() as connection:
+            return await clock(connection)
+
+    async def _pages(self, query: Callable[[Connection, UUID], Awaitable[list[Record]]]) -> AsyncIterator[list[Record]]:
+        after = _FIRST_ID
+        while True:
+            async with self._database.reading() as connection:
+                rows = await query(connection, after)
+            if rows:
+                yield rows
+            if len(rows) < PAGE:
+                return
+            after = rows[-1]["id"]
+
+    async def _apply(self, wanted: Mapping[UUID, Sequence[Callable[[datetime], Move]]]) -> None:
+        """Commit moves, made of the database's time, and tell of them."""
+        if not wanted:
+            return
+        async with self._database.transaction() as connection:
+            now = await clock(connection)
+            rows = await transition.apply(
+                connection, now, {run_id: [make(now) for make in makers] for run_id, makers in wanted.items()}
+            )
+        await faults.at("reap.after_commit")
+        self.moved += len(rows)
+        for row in rows:
+            log.info(
+                "run_reaped", run_id=str(row["id"]), state=row["state"], reason=row["reason"], attempt=row["attempt"]
+            )
+        await announce(self._redis, rows)
+        if any(row["state"] == PENDING for row in rows):
+            await ring(self._redis)
+
+    async def _expire_unsent(self) -> None:
+        now = await self._now()
+        async for rows in self._pages(
+            lambda connection, after: queries.past_start_deadline(connection, now, after, PAGE)
+        ):
+            await self._apply({row["id"]: [_if_unsent(moves.expire)] for row in rows if not row["sent"]})
+
+    async def _expire_sent(self) -> None:
+        now = await self._now()
+        async for rows in self._pages(
+            lambda connection, after: queries.past_start_deadline(connection, now, after, PAGE)
+        ):
+            late = [row for row in rows if row["sent"]]
+            late = [row for row in late if row["sent_time"] is None or self._calm.knows_of(row["sent_time"], now)]
+            taken = [row for row in late if await self._take(row, CANCELLED)]
+            said = await self._truth(taken)
+            await self._apply({row["id"]: [*said[row["id"]], _if_same(row, moves.expire)] for row in taken})
+
+    async def _end_revoked(self) -> None:
+        before = await self._now() - timedelta(seconds=self._silence_s)
+        async with self._database.reading() as connection:
+            ids = await queries.silent_with_reason(connection, moves.REVOKED_OUTSIDE, before, PAGE)
+        await self._apply({run_id: [_if_still_revoked] for run_id in ids})
+
+    async def _reap(self) -> None:
+        """Attempts that a worker had: learn of leases that we have not heard of, and lose those that ended."""
+        async for rows in self._pages(lambda connection, after: queries.running(connection, after, PAGE)):
+            leases = await self._lives(rows)
+            found: dict[UUID, list[Callable[[datetime], Move]]] = {}
+            ended: list[Record] = []
+            for row, (value, left_s) in zip(rows, leases, strict=True):
+                if not row["leased"]:
+                    # Its STARTED never reached us, but a key of ours is there.
+                    if value is not None:
+                        found[row["id"]] = [_if_same(row, _leased_with(row["retries"]))]
+                elif value is None or value == REAPED:
+                    if self._calm.calm and (value is not None or not self._was_given_back(row)):
+                        ended.append(row)
+                elif value.startswith(HELD):
+                    self._ends[_key(row)] = time.monotonic() + left_s
+                elif value in {DONE, CANCELLED} and self._doubted_long(row, value):
+                    ended.append(row)
+            await self._apply(found)
+            if ended:
+                await self._lose(ended)
+
+    async def _lose(self, rows: Sequence[Record]) -> None:
+        later = await self._later_leases(rows)
+        wanted: dict[UUID, list[Callable[[datetime], Move]]] = {}
+        taken: dict[UUID, str] = {}
+        for row in rows:
+            if row["id"] in later:
+                # A retry inside the attempt that we have not heard of: it goes on under another key.
+                wanted[row["id"]] = [_if_same(row, _leased_with(later[row["id"]]))]
+            elif (stands := await self._taken_or_stands(row)) is not None:
+                taken[row["id"]] = stands
+        lost = [row for row in rows if row["id"] in taken]
+        said = await self._truth(lost)
+        for row in lost:
+            ending = _cancelled if taken[row["id"]] == CANCELLED else _lost(row)
+            wanted[row["id"]] = [*said[row["id"]], _if_running(row, ending)]
+        await self._apply(wanted)
+
+    async def _taken_or_stands(self, row: Record) -> str | None:
+        """The value under which this attempt may be ended: REAPED if we took it, or the end that stands; else None."""
+        await faults.at("reap.before_take")
+        stands = await lease.take(self._redis, _key(row), REAPED, held_too=False)
+        await faults.at("reap.after_take")
+        if stands is None:
+            return REAPED
+        return None if stands.startswith(HELD) else stands
+
+    async def _take(self, row: Record, value: str) -> bool:
+        await faults.at("reap.before_take")
+        stands = await lease.take(self._redis, _key(row), value, held_too=False)
+        await faults.at("reap.after_take")
+        return stands is None
+
+    async def _leases(self, rows: Sequence[Record]) -> list[str | None]:
+        """The value of each attempt's lease."""
+        values: list[Any] = await self._redis.mget([_key(row) for row in rows]) if rows else []
+        return [_text(value) for value in values]
+
+    async def _lives(self, rows: Sequence[Record]) -> list[tuple[str | None, float]]:
+        """The value of each attempt's lease and how many seconds it has left."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.mget([_key(row) for row in rows])
+            for row in rows:
+                pipe.pttl(_key(row))
+            values, *left = await pipe.execute()
+        return [(_text(value), max(ms, 0) / 1000) for value, ms in zip(values, left, strict=True)]
+
+    async def _later_leases(self, rows: Sequence[Record]) -> dict[UUID, int]:
+        """The Celery retry under which each of these attempts is held now, if it is a later one than we know of."""
+        tries = [(row["id"], row["attempt"], row["retries"] + more) for row in rows for more in (1, 2, 3)]
+        values: list[Any] = await self._redis.mget([lease_key(*one) for one in tries])
+        return {
+            run_id: retries
+            for (run_id, _, retries), value in zip(tries, values, strict=True)
+            if (_text(value) or "").startswith(HELD)
+        }
+
+    async def _truth(self, rows: Sequence[Record]) -> dict[UUID, list[Callable[[datetime], Move]]]:
+        """What the result backend says of these runs, to be folded before they are ended."""
+        said: dict[UUID, list[Callable[[datetime], Move]]] = {row["id"]: [] for row in rows}
+        tasks = [
+            TaskId(row["id"], n)
+            for row in rows
+            for n in range(max(row["first_dispatch"], row["dispatches"] - 2), row["dispatches"] + 2)
+        ]
+        for heard in await stored(self._redis, tasks):
+            report = reports.read(heard.task_id, heard.body, heard.size)
+            if isinstance(report, Report):
+                said[heard.task_id.run_id].append(lambda now, report=report: fold(report, now))
+        return said
+
+    def _was_given_back(self, row: Record) -> bool:
+        """Whether this lease went before its time: a worker that stops gave it back, and the next may take it."""
+        return time.monotonic() < self._ends.get(_key(row), 0)
+
+    def _doubted_long(self, row: Record, value: str) -> bool:
+        """Whether this lease has stood so beside this run for longer than a last word may take."""
+        key = (row["id"], row["attempt"], row["retries"], value)
+        return time.monotonic() - self._doubts.setdefault(key, time.monotonic()) >= self._silence_s
+
+    async def _search(self, consumers: Consumers) -> None:
+        """Dispatched runs that no worker started: publish those again that surely nobody has."""
+        now = await self._now()
+        before = now - timedelta(seconds=self._dispatch_timeout_s)
+        async for rows in self._pages(lambda connection, after: queries.unheard(connection, before, after, PAGE)):
+            overdue = [row for row in rows if now - row["dispatch_time"] > self._patience(row)]
+            ours = await consumers.ours({row["queue"] for row in overdue})
+            seen = [row for row in overdue if row["queue"] in ours]
+            wanted = await self._truth(seen)
+            for row, value in zip(seen, await self._leases(seen), strict=True):
+                makers = wanted[row["id"]]
+                if not ours[row["queue"]]:
+                    makers.append(lambda _: moves.explain(moves.UNHEARD))
+                elif value is None and self._calm.knows_of(row["dispatch_time"], now):
+                    makers.append(_sent_again(row))
+                elif value == CANCELLED and self._doubted_long(row, value):
+                    makers.append(_if_same(row, _cancelled))
+                elif value in {REAPED, DONE} and self._doubted_long(row, value):
+                    makers.append(_if_same(row, _lost(row)))
+            await self._apply({run_id: makers for run_id, makers in wanted.items() if makers})
+
+    def _patience(self, row: Record) -> timedelta:
+        times = min(2 ** min(max(row["dispatches"] - row["first_dispatch"], 0), 10), _MOST_PATIENCE)
+        return timedelta(seconds=self._dispatch_timeout_s * times)
+
+
+def _text(value: Any) -> str | None:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return lease_key(row["id"], row["attempt"], row["retries"])
+
+
+def _guarded(holds: Callable[[Standing], bool], make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
+    """The move, refused where the run has gone on since it was read."""
+
+    def guarded(now: datetime) -> Move:
+        move = make(now)
+        return lambda standing: move(standing) if holds(standing) else None
+
+    return guarded
+
+
+def _if_unsent(make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
+    return _guarded(lambda now: now.claim_time is None and now.dispatches < now.first_dispatch, make)
+
+
+def _if_same(row: Record, make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
+    return _guarded(lambda now: (now.attempt, now.retries) == (row["attempt"], row["retries"]), make)
+
+
+def _if_running(row: Record, make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
+    return _if_same(row, _guarded(lambda now: is_running(now.state), make))
+
+
+def _if_still_revoked(now: datetime) -> Move:
+    return _guarded(
+        lambda standing: standing.reason == moves.REVOKED_OUTSIDE,
+        lambda now: moves.cancel(now, moves.REVOKED_OUTSIDE),
+    )(now)
+
+
+def _sent_again(row: Record) -> Callable[[datetime], Move]:
+    return _guarded(
+        lambda now: now.reason != moves.REVOKED_OUTSIDE,
+        lambda now: moves.redispatch(now, row["dispatches"], "lost on the way: sent again"),
+    )
+
+
+def _leased_with(retries: int) -> Callable[[datetime], Move]:
+    return lambda _: lambda standing: replace(standing, leased=True, retries=retries)
+
+
+def _cancelled(now: datetime) -> Move:
+    return moves.cancel(now, "cancelled")
+
+
+def _lost(row: Record) -> Callable[[datetime], Move]:
+    detail = f"the lease of {row['worker'] or 'its worker'} ended and no result came"
+    return lambda now: moves.lose(now, row["attempt"], detail)
