@@ -1,0 +1,74 @@
+"""Fixtures of the worker tests: real Celery worker processes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Process
+from tests.workers.plane import Plane
+
+ROOT = Path(__file__).parents[2]
+
+StartWorker = Callable[..., Process]
+
+
+def worker_process(
+    output_path: Path,
+    broker_url: str,
+    redis_url: str,
+    *options: str,
+    queues: str = "work",
+    pool: str = "prefork",
+    name: str = "w",
+    ready: bool = True,
+    **settings: str,
+) -> Process:
+    """A worker as `jobplane worker` starts it."""
+    env = {
+        "JOBPLANE_WORKER_BROKER_URL": broker_url,
+        "JOBPLANE_WORKER_REDIS_URL": redis_url,
+        "JOBPLANE_WORKER_INCLUDE": "tests.workers.sample_tasks",
+        **{f"JOBPLANE_WORKER_{key.upper()}": value for key, value in settings.items()},
+    }
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", queues, "-P", pool]
+    command += ["-n", f"{name}@test", "-l", "INFO", "--without-gossip", "--without-mingle", *options]
+    process = Process(command, output_path, env=env, cwd=ROOT)
+    if ready:
+        try:
+            process.wait_for_line(" ready.", timeout=40)
+        except AssertionError:
+            process.kill()
+            raise
+    return process
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    """Start workers that end with the test: `start_worker(broker_url, redis_url, queues="a")`."""
+    started: list[Process] = []
+
+    def start(broker_url: str, redis_url: str, *options: str, **settings: str) -> Process:
+        path = tmp_path / f"{len(started)}-worker.log"
+        started.append(worker_process(path, broker_url, redis_url, *options, **settings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        print(f"--- {process.output_path.name}\n{process.output()[-6000:]}")
+
+
+@pytest.fixture
+def plane_on() -> Iterator[Callable[[str, str], Plane]]:
+    """Make planes that end with the test: `plane_on(broker_url, redis_url)`."""
+    made: list[Plane] = []
+
+    def make(broker_url: str, redis_url: str) -> Plane:
+        made.append(Plane(broker_url, redis_url))
+        return made[-1]
+
+    yield make
+    for plane in made:
+        plane.__exit__()

@@ -1,0 +1,87 @@
+"""Tasks that the tests run in real workers. Each body writes its start and end into a witness file."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+
+from workers import progress
+
+
+def witness(path: str, word: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{word} {os.getpid()}\n")
+
+
+@shared_task(name="sample.steps", bind=True)
+def steps(self: Any, path: str, count: int = 3, pause_s: float = 0.05, state: str | None = None) -> int:
+    """Steps with PROGRESS; with `state`, that one in the middle."""
+    witness(path, f"start {self.fence}")
+    try:
+        for step in range(1, count + 1):
+            time.sleep(pause_s)
+            progress(step, count, f"step {step}")
+            if state is not None and step == count // 2:
+                self.update_state(state=state, meta={"step": step})
+    except BaseException as error:
+        witness(path, f"stopped {type(error).__name__}")
+        raise
+    witness(path, "end")
+    return count
+
+
+@shared_task(name="sample.sleep")
+def sleep(path: str, seconds: float) -> str:
+    """One blocking call."""
+    witness(path, "start")
+    try:
+        time.sleep(seconds)
+    except BaseException as error:
+        witness(path, f"stopped {type(error).__name__}")
+        raise
+    witness(path, "end")
+    return "slept"
+
+
+@shared_task(name="sample.spin")
+def spin(path: str, seconds: float) -> None:
+    """Pure Python that swallows every Exception and never reports."""
+    witness(path, "start")
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            try:
+                sum(range(1000))
+            except Exception:
+                continue
+    except BaseException as error:
+        witness(path, f"stopped {type(error).__name__}")
+        raise
+    witness(path, "end")
+
+
+@shared_task(name="sample.fail")
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+@shared_task(name="sample.retry", bind=True, max_retries=2)
+def retry(self: Any, path: str) -> int:
+    """Fails once, then succeeds: Celery's own retry inside one attempt."""
+    witness(path, f"start {self.request.retries}")
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, exc=ValueError("once"))
+    return int(self.request.retries)
+
+
+@shared_task(name="sample.many", bind=True)
+def many(self: Any, count: int) -> dict[str, float]:
+    """A thousand calls of `progress` in no time, then a pause in which the newest must still go out."""
+    start = time.monotonic()
+    for step in range(1, count + 1):
+        self.progress(step, count + 1)
+    spent_s = time.monotonic() - start
+    time.sleep(0.4)
+    return {"spent_s": spent_s}

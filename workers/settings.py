@@ -1,0 +1,86 @@
+"""A worker's settings: the only reader of the environment in `workers`.
+
+Environment, prefix `JOBPLANE_WORKER_`. A worker knows the broker and Redis and nothing of the database.
+"""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """A setting is missing or cannot be; the text is one line that names it."""
+
+
+def _scheme(*allowed: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        scheme = value.get_secret_value().partition("://")[0]
+        if scheme not in allowed:
+            raise ValueError(f"must begin with {' or '.join(f'{name}://' for name in allowed)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _names(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _folder(value: Path | None) -> Path | None:
+    if value is not None and not value.is_dir():
+        raise ValueError("must be a folder that exists")
+    return value
+
+
+BrokerUrl = Annotated[SecretStr, _scheme("amqp", "amqps", "redis", "rediss")]
+RedisUrl = Annotated[SecretStr, _scheme("redis", "rediss")]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+
+
+class Settings(BaseSettings):
+    """What a worker needs to know; frozen, read once at start."""
+
+    model_config = SettingsConfigDict(env_prefix="JOBPLANE_WORKER_", frozen=True, extra="ignore")
+
+    broker_url: BrokerUrl = Field(description="the Celery broker, `amqp://` or `redis://`")
+    redis_url: RedisUrl = Field(description="Redis or Valkey: results, leases, presence; the plane's own")
+    include: Names = Field((), description="task modules of your own, comma separated")
+    queues: Names = Field(
+        ("default",), min_length=1, description="queues consumed where `-Q` names none, comma separated"
+    )
+    concurrency: int | None = Field(None, ge=1, le=10_000, description="how many tasks run at once; default: the cores")
+    soft_shutdown_s: float = Field(
+        10, ge=0, le=3600, description="how long a stop by SIGQUIT lets running tasks finish before it hands them back"
+    )
+    visibility_timeout_s: int = Field(
+        12 * 3600, ge=60, description="Redis broker: an unacknowledged message is delivered again after this long"
+    )
+
+    files_root: Annotated[Path | None, AfterValidator(_folder)] = Field(
+        None, description="`files.digest` reads below this folder only; default: any folder that the worker may read"
+    )
+    http_allow_private: bool = Field(
+        False, description="`http.request` may reach addresses that are not public, as of this machine or network"
+    )
+    http_max_bytes: int = Field(64 * 1024**2, ge=1, description="most bytes of an answer that `http.request` reads")
+    http_max_timeout_s: float = Field(3600, ge=1, description="longest `timeout_s` that `http.request` accepts")
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; SettingsError with one line that names the first setting at fault."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = "JOBPLANE_WORKER_" + "_".join(str(part) for part in first["loc"][:1]).upper()
+            message = "is not set" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{name}: {message}") from None
+
+
+@functools.cache
+def current() -> Settings:
+    """The settings of this process, read at the first call."""
+    return Settings.load()
