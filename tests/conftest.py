@@ -106,11 +106,12 @@ def _migrated_template(postgres_server: Postgres) -> str:
     return TEMPLATE
 
 
-_numbers = itertools.count(1)
+_database_numbers = itertools.count(1)
+_redis_numbers = itertools.count(1)
 
 
 def _database(server: Postgres, template: str) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
+    name = f"test_{next(_database_numbers)}"
     execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _named(server.url, name)
     execute(server.url, f"DROP DATABASE {name} WITH (FORCE)")
@@ -131,7 +132,7 @@ def empty_database_url(postgres_server: Postgres) -> Iterator[str]:
 @pytest.fixture
 def redis_url(valkey_server: Valkey) -> str:
     """An empty numbered database of Valkey. Channels are the server's: all tests of this process share them."""
-    url = f"{valkey_server.url.rpartition('/')[0]}/{next(_numbers) % VALKEY_DATABASES}"
+    url = f"{valkey_server.url.rpartition('/')[0]}/{next(_redis_numbers) % VALKEY_DATABASES}"
     with redis_sync.Redis.from_url(url) as client:
         client.flushdb()
     return url
@@ -147,6 +148,12 @@ def amqp_url(rabbitmq_server: RabbitMQ) -> str:
 def settings(database_url: str, redis_url: str) -> Settings:
     """Settings of this test's servers, with Valkey as the broker."""
     return Settings.load(database_url=database_url, redis_url=redis_url, broker_url=redis_url, port=0)
+
+
+@pytest.fixture
+def amqp_settings(database_url: str, redis_url: str, amqp_url: str) -> Settings:
+    """Settings of this test's servers, with RabbitMQ as the broker."""
+    return Settings.load(database_url=database_url, redis_url=redis_url, broker_url=amqp_url, port=0)
 
 
 @pytest.fixture

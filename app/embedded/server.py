@@ -83,9 +83,9 @@ def dies_with_parent(how: signal.Signals) -> Callable[[], None] | None:
 
 
 def telling_line(output: str) -> str:
-    """The line of a server's output that says why it ended."""
+    """The line of a server's output that says why it ended, without its date and process id."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"FATAL|PANIC|error:|ERROR|Fatal|Failed|can't", line)]
+    telling = [found[0] for line in lines if (found := re.search(r"(FATAL|PANIC|ERROR|Fatal|error:|Failed).*", line))]
     return (telling or lines or ["it ended without a word"])[-1]
 
 
