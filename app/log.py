@@ -40,6 +40,6 @@ def configure(settings: Settings, process: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Their debug lines repeat every frame and statement.
-    for noisy in ("aiormq", "aio_pika", "asyncio", "websockets", "httpx", "httpcore"):
+    for noisy in ("redis", "aiormq", "aio_pika", "asyncio", "websockets", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
     structlog.contextvars.bind_contextvars(process=process)

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app import faults
+
 
 class SettingsError(Exception):
     """A setting is missing or cannot be; the text is one line that names it."""
@@ -34,6 +36,14 @@ def _names(value: object) -> object:
 DatabaseUrl = Annotated[SecretStr, _scheme("postgresql+asyncpg")]
 BrokerUrl = Annotated[SecretStr, _scheme("amqp", "amqps", "redis", "rediss")]
 RedisUrl = Annotated[SecretStr, _scheme("redis", "rediss")]
+
+
+def _known_faults(value: str) -> str:
+    faults.parse(value)
+    return value
+
+
+Faults = Annotated[str, AfterValidator(_known_faults)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 
 
@@ -107,7 +117,7 @@ class Settings(Listening):
     args_limit_kib: int = Field(64, ge=1, le=4096, description="most KiB that a run's args and kwargs may take as JSON")
     retain_success_days: float = Field(7, gt=0, description="days that runs which ended in SUCCESS or REVOKED are kept")
     retain_failure_days: float = Field(30, gt=0, description="days that runs which ended in FAILURE are kept")
-    faults: str = Field("", description="fault points for tests, see `app/faults.py`; empty in production")
+    faults: Faults = Field("", description="fault points for tests, see `app/faults.py`; empty in production")
 
 
 class UpSettings(Listening):

@@ -16,6 +16,7 @@ PROTOCOL = "workers.protocol"
 #: What a part may import of ours. The longest name that fits decides.
 MAY_IMPORT: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
+    "app.settings": {"app.faults"},
     "app.models": LEAVES,
     "app.database": LEAVES,
     "app.schedule.triggers": LEAVES,

@@ -1,0 +1,195 @@
+"""The control process: tick, dispatch, record, reap and sweep, each in its loop, until stopped.
+
+Any number of these may run; none leads. What one of them does, its own stage says.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import asyncpg
+import structlog
+import uvloop
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app import faults, log
+from app.database import AWAY, Database, clock
+from app.dispatch import broker as brokers
+from app.dispatch.outbox import Outbox
+from app.dispatch.topology import Topology, ensure_default_queues
+from app.due.tick import Tick
+from app.loop import Loop
+from app.progress.reap import Reaper
+from app.progress.record import Recorder
+from app.progress.sweep import Sweeper
+from app.settings import Settings
+from workers.protocol import DOORBELL_CHANNEL
+
+logger = structlog.get_logger()
+
+POLL_S: Final = 1.0
+BEAT_S: Final = 2.0
+_STOP_S: Final = 8.0
+_RETRY_S: Final = 1.0
+
+
+class Scheduler:
+    """One control process; `run` returns once it is stopped and every pass in hand has ended."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def stop(self) -> None:
+        """End after the passes in hand. May be called more than once."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        settings = self._settings
+        database = await self._connect()
+        if database is None:
+            return
+        redis = Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5, health_check_interval=15
+        )
+        url = settings.broker_url.get_secret_value()
+        # Two connections: a question about one queue in trouble must not cost the publisher its own.
+        publisher, asker = (brokers.connect(url, settings.publish_timeout_s) for _ in range(2))
+        tick = Tick(database, redis, settings.tick_batch)
+        outbox = Outbox(settings, database, redis, publisher, self.name)
+        topology = Topology(database, redis, asker)
+        recorder = Recorder(database, redis, settings, self.name)
+        reaper = Reaper(database, redis, settings, asker.backlog)
+        sweeper = Sweeper(database, settings)
+        await ensure_default_queues(database, settings)
+        dispatch = Loop("dispatch", outbox.run_once, lambda: POLL_S)
+
+        async def tick_and_wake() -> bool:
+            more = await tick.run_once()
+            dispatch.wake.set()
+            return more
+
+        loops = [
+            Loop("tick", tick_and_wake, lambda: tick.pause_s),
+            dispatch,
+            Loop("topology", topology.run_once, lambda: POLL_S),
+            Loop("record", recorder.run_once, lambda: POLL_S),
+            Loop("reap", reaper.run_once, lambda: 2.0),
+            Loop("sweep", sweeper.run_once, lambda: 60.0),
+        ]
+        woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "topology"}]
+        loops.append(Loop("beat", _beat(database, self.name, loops), lambda: BEAT_S))
+        doorbell = asyncio.create_task(_answer_the_door(redis, woken))
+        logger.info("scheduler_up", name=self.name)
+        try:
+            await self._run(loops)
+        finally:
+            doorbell.cancel()
+            with suppress(asyncio.CancelledError):
+                await doorbell
+            await recorder.close()
+            for closing in (publisher.close(), asker.close(), _say_goodbye(database, self.name), redis.aclose()):
+                await closing
+            await database.close()
+            logger.info("scheduler_down", name=self.name)
+
+    async def _run(self, loops: list[Loop]) -> None:
+        tasks = [asyncio.create_task(loop.run(self._stop), name=loop.name) for loop in loops]
+        await self._stop.wait()
+        _, slow = await asyncio.wait(tasks, timeout=_STOP_S)
+        for task in slow:
+            logger.warning("pass_cut_off", loop=task.get_name())
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connect(self) -> Database | None:
+        """The database, once it answers and is migrated; None if we are stopped before that."""
+        said = ""
+        while not self._stop.is_set():
+            database: Database | None = None
+            try:
+                database = await Database.connect(self._settings, f"scheduler {self.name}")
+                async with database.reading() as connection:
+                    await connection.fetchval("SELECT epoch FROM plane")
+            except (*AWAY, asyncpg.UndefinedTableError) as error:
+                if database is not None:
+                    await database.close()
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("waiting_for_database", problem=said)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), _RETRY_S)
+            else:
+                return database
+        return None
+
+
+def _beat(database: Database, name: str, loops: list[Loop]) -> Callable[[], Awaitable[bool]]:
+    """A pass that tells `/readyz` and `/metrics` how each loop fares."""
+
+    async def run_once() -> bool:
+        at = time.monotonic()
+        detail: dict[str, Any] = {
+            loop.name: {
+                "good_s_ago": None if loop.good_at is None else round(at - loop.good_at, 3),
+                "problem": loop.problem,
+            }
+            for loop in loops
+        }
+        async with database.transaction() as connection:
+            await connection.execute(
+                """
+                INSERT INTO processes (id, kind, detail, start_time, beat_time) VALUES ($1, 'scheduler', $2, $3, $3)
+                ON CONFLICT (id) DO UPDATE SET detail = excluded.detail, beat_time = excluded.beat_time
+                """,
+                name,
+                detail,
+                await clock(connection),
+            )
+        return False
+
+    return run_once
+
+
+async def _say_goodbye(database: Database, name: str) -> None:
+    with suppress(*AWAY):
+        async with database.transaction() as connection:
+            await connection.execute("DELETE FROM processes WHERE id = $1", name)
+
+
+async def _answer_the_door(redis: Redis, woken: list[asyncio.Event]) -> None:
+    """Wake loops when somebody has committed something due. Only a hint: every loop also polls."""
+    while True:
+        try:
+            async with redis.pubsub(ignore_subscribe_messages=True) as bell:
+                await bell.subscribe(DOORBELL_CHANNEL)
+                while True:
+                    if await bell.get_message(timeout=10) is None:
+                        await bell.ping()
+                        continue
+                    for event in woken:
+                        event.set()
+        except (RedisError, OSError) as error:
+            logger.debug("doorbell_away", problem=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+
+def serve(settings: Settings) -> None:
+    """Run a scheduler until SIGTERM or SIGINT."""
+    log.configure(settings, "scheduler")
+    faults.arm(settings.faults)
+
+    async def main() -> None:
+        scheduler = Scheduler(settings)
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, scheduler.stop)
+        await scheduler.run()
+
+    uvloop.run(main())
