@@ -1,0 +1,185 @@
+"""Hands due runs to the broker: at least once, confirmed.
+
+A pass claims runs and commits, publishes them with no transaction open, then marks what the broker confirmed. Whoever
+dies in between leaves a claim that is free again after 30 s, and the same dispatch goes out once more under the same
+task id. The run row is the outbox: there is nothing else to keep.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+
+from app import faults
+from app.database import Database, Record, clock
+from app.dispatch import queries
+from app.dispatch.broker import Broker, BrokerAway, Fate, Outcome
+from app.dispatch.message import Message, message_of
+from app.progress.announce import announce
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+#: When a message that came back is tried again.
+RETRY_S: Final = 5.0
+FIRST_PAUSE_S: Final = 0.2
+LAST_PAUSE_S: Final = 5.0
+_TELL_EVERY_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Away:
+    """The broker is away: since when in words, and when it is asked again (the event loop's clock)."""
+
+    reason: str
+    pause_s: float
+    ask_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What became of one claimed run."""
+
+    run_id: UUID
+    dispatch: int
+    outcome: Outcome
+
+
+class Outbox:
+    """The dispatch pass. One instance runs one pass at a time; any number of instances may run at once."""
+
+    def __init__(self, settings: Settings, database: Database, redis: Redis, broker: Broker, name: str) -> None:
+        self._limit = settings.dispatch_batch
+        self._database = database
+        self._redis = redis
+        self._broker = broker
+        #: Unique even if two processes bear one name: nobody else may mark what this one claimed.
+        self.claimer = f"{name}:{secrets.token_hex(4)}"
+        self._away: _Away | None = None
+        self._tell_at = 0.0
+        #: What was published and not yet written down, because the database went away in between.
+        self._unsettled: list[_Sent] = []
+
+    @property
+    def broker_away(self) -> str | None:
+        """`broker away since ...` while it is."""
+        return self._away.reason if self._away else None
+
+    async def run_once(self) -> bool:
+        """One pass over at most `dispatch_batch` runs; True if there may be more to do at once.
+
+        A broker that is away is no error: it is told on the runs that wait. Raises what the database raises.
+        """
+        await self._settle()
+        if not await self._broker_answers():
+            return await self._tell()
+        async with self._database.transaction() as connection:
+            now = await clock(connection)
+            claimed = await queries.claim(connection, now, self.claimer, self._limit)
+        if claimed:
+            await faults.at("dispatch.after_claim")
+        self._unsettled = await self._publish(claimed)
+        if claimed:
+            await faults.at("dispatch.after_publish")
+        lost = next((sent.outcome for sent in self._unsettled if sent.outcome.fate is Fate.UNCERTAIN), None)
+        if lost is None:
+            self._broker_is_back()
+        else:
+            self._broker_is_away(now, lost.reason)
+        await self._settle()
+        more_to_tell = await self._tell()
+        return more_to_tell or (lost is None and len(claimed) == self._limit)
+
+    async def _publish(self, runs: Sequence[Record]) -> list[_Sent]:
+        """Build and publish the messages; a run of which no message can be made harms no other."""
+        messages: list[Message] = []
+        sent: list[_Sent] = []
+        for run in runs:
+            try:
+                messages.append(message_of(run))
+            except Exception as error:
+                outcome = Outcome(Fate.REFUSED, f"no message can be made of it: {error}".partition("\n")[0][:300])
+                sent.append(_Sent(run["id"], run["dispatches"] + 1, outcome))
+        if messages:
+            await faults.at("dispatch.before_publish")
+            outcomes = await self._broker.publish(messages)
+            sent += [_Sent(m.run_id, m.dispatch, outcome) for m, outcome in zip(messages, outcomes, strict=True)]
+        return sent
+
+    async def _settle(self) -> None:
+        """Write down what the broker said: confirmed runs are marked, the others given back with their reason."""
+        if not self._unsettled:
+            return
+        confirmed = [(sent.run_id, sent.dispatch) for sent in self._unsettled if sent.outcome.fate is Fate.CONFIRMED]
+        others = [sent for sent in self._unsettled if sent.outcome.fate is not Fate.CONFIRMED]
+        changed: list[Record] = []
+        # Two transactions: each takes its rows in the order of ids, both together would not.
+        if confirmed:
+            async with self._database.transaction() as connection:
+                changed += await queries.mark_dispatched(connection, await clock(connection), self.claimer, confirmed)
+            await faults.at("dispatch.after_mark")
+        if others:
+            async with self._database.transaction() as connection:
+                now = await clock(connection)
+                back = [(sent.run_id, *self._wait(sent.outcome, now)) for sent in others]
+                changed += await queries.release(connection, now, self.claimer, back)
+        self._unsettled = []
+        await announce(self._redis, changed)
+        if others:
+            log.warning("runs_not_dispatched", runs=len(others), reason=others[0].outcome.reason)
+        if confirmed:
+            log.debug("runs_dispatched", runs=len(confirmed))
+
+    def _wait(self, outcome: Outcome, now: datetime) -> tuple[str | None, datetime]:
+        if outcome.fate is Fate.UNCERTAIN:
+            return (self._away.reason if self._away else outcome.reason), now
+        return outcome.reason, now + timedelta(seconds=RETRY_S)
+
+    async def _tell(self) -> bool:
+        """Tell the runs that cannot go out why; True if there are more of them. Looks at most once a second."""
+        loop_time = asyncio.get_running_loop().time()
+        if loop_time < self._tell_at:
+            return False
+        async with self._database.transaction() as connection:
+            now = await clock(connection)
+            told = await queries.tell_why_waiting(connection, now, self.broker_away, self._limit)
+        await announce(self._redis, told)
+        more = len(told) == self._limit
+        self._tell_at = 0.0 if more else loop_time + _TELL_EVERY_S
+        return more
+
+    async def _broker_answers(self) -> bool:
+        """Whether to try: always, unless the last pass found the broker away; then it is asked with growing pauses."""
+        away = self._away
+        if away is None:
+            return True
+        if asyncio.get_running_loop().time() < away.ask_at:
+            return False
+        try:
+            await self._broker.check()
+        except BrokerAway:
+            away.pause_s = min(2 * away.pause_s, LAST_PAUSE_S)
+            away.ask_at = asyncio.get_running_loop().time() + away.pause_s
+            return False
+        return True
+
+    def _broker_is_away(self, now: datetime, detail: str | None) -> None:
+        if self._away is None:
+            since = now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            self._away = _Away(f"broker away since {since}", FIRST_PAUSE_S, 0.0)
+            log.warning("broker_away", detail=detail)
+        else:
+            self._away.pause_s = min(2 * self._away.pause_s, LAST_PAUSE_S)
+        self._away.ask_at = asyncio.get_running_loop().time() + self._away.pause_s
+        self._tell_at = 0.0
+
+    def _broker_is_back(self) -> None:
+        if self._away is not None:
+            log.info("broker_back", was=self._away.reason)
+            self._away = None
