@@ -1,0 +1,175 @@
+"""What a job is told to do, and what became of its times: pause, resume, trigger, next, runs, ledger."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from app.api import pages, queries
+from app.api.bodies import JsonRoute, check_arguments
+from app.api.caller import CallerOf
+from app.api.documents import problems, writing
+from app.api.idempotency import KeyOf
+from app.api.jobs import settled
+from app.api.plane import PlaneOf
+from app.api.run_lists import RunFilter, page_of_runs
+from app.api.schemas.jobs import JobOut, LedgerOut, PauseIn, PreviewIn, TimesOut, TriggerNowIn
+from app.api.schemas.runs import RunOut, RunPage
+from app.api.views import job_view
+from app.api.writes import Done, json_response, tag, write
+from app.database import Connection, clock, new_id
+from app.errors import BadRequest, Invalid
+from app.progress.transition import NewRun, create
+from app.progress.view import run_view
+from app.schedule import definitions, triggers
+from app.schedule.previews import preview
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=JsonRoute)
+previews = APIRouter(prefix="/triggers", tags=["triggers"], route_class=JsonRoute)
+
+
+@router.post("/pause", response_model=JobOut, responses=writing(404))
+async def pause_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: PauseIn | None = None) -> Response:
+    """No scheduled time fires until the job is resumed. One that is paused already stays as it is."""
+
+    async def effect(connection: Connection, now: datetime) -> Done:
+        job, runs = await settled(connection, now, job_id)
+        job = await definitions.pause(connection, now, job, body.reason if body else None, caller.name)
+        return Done(job_view(job), headers={"ETag": tag(job["version"])}, runs=runs, ring=bool(runs))
+
+    return await write(plane, effect)
+
+
+@router.post("/resume", response_model=JobOut, responses=writing(404))
+async def resume_job(plane: PlaneOf, job_id: UUID) -> Response:
+    """The schedule goes on from now; the times since the pause are accounted for as skipped."""
+
+    async def effect(connection: Connection, now: datetime) -> Done:
+        job, runs = await settled(connection, now, job_id)
+        job = await definitions.resume(connection, now, job)
+        return Done(job_view(job), headers={"ETag": tag(job["version"])}, runs=runs, ring=True)
+
+    return await write(plane, effect)
+
+
+@router.post("/trigger", response_model=RunOut, status_code=201, responses=writing(404))
+async def trigger_job(
+    plane: PlaneOf, caller: CallerOf, job_id: UUID, key: KeyOf, body: TriggerNowIn | None = None
+) -> Response:
+    """A run of the job now, whatever its schedule says; also of a job that is disabled or paused."""
+    asked = body or TriggerNowIn()
+
+    async def effect(connection: Connection, now: datetime) -> Done:
+        job = await definitions.found(connection, job_id)
+        chosen = {name: value for name in TriggerNowIn.model_fields if (value := getattr(asked, name)) is not None}
+        work = {name: chosen.get(name, job[name]) for name in ("args", "kwargs", "queue", "priority")}
+        check_arguments(work["args"], work["kwargs"], plane.settings.args_limit_kib)
+        await definitions.check_queue(connection, job["namespace"], work["queue"], work["priority"])
+        deadline_s = job["start_deadline_s"]
+        run = NewRun(
+            id=new_id(),
+            kind="manual",
+            namespace=job["namespace"],
+            task=job["task"],
+            **work,
+            author=caller.name,
+            retry=job["retry"],
+            time_limit_s=job["time_limit_s"],
+            soft_time_limit_s=job["soft_time_limit_s"],
+            job_id=job["id"],
+            job_version=job["version"],
+            job_name=job["name"],
+            start_deadline_time=None if deadline_s is None else now + timedelta(seconds=deadline_s),
+        )
+        return made(await create(connection, now, [run]))
+
+    return await write(plane, effect, key)
+
+
+def made(runs: list[Any]) -> Done:
+    """The answer to a request that made one run."""
+    headers = {"Location": f"/api/v1/runs/{runs[0]['id']}", "ETag": tag(runs[0]["version"])}
+    return Done(run_view(runs[0]), 201, headers, runs, ring=True)
+
+
+@router.get("/next", response_model=TimesOut, responses=problems(404))
+async def next_times(plane: PlaneOf, job_id: UUID, count: Annotated[int, Query(ge=1, le=1000)] = 10) -> Response:
+    """The next scheduled times by the job's trigger, whether or not it is enabled; nominal, before jitter."""
+    async with plane.database.reading() as connection:
+        job = await definitions.found(connection, job_id)
+        after = max(job["cursor_time"], (await clock(connection)).replace(microsecond=0))
+    return json_response(preview(triggers.load(job["trigger"]), count, after))
+
+
+@previews.post("/preview", response_model=TimesOut, responses=writing())
+async def preview_trigger(plane: PlaneOf, body: PreviewIn) -> Response:
+    """What a trigger means and when it would fire; nothing is stored."""
+    after = body.after
+    if after is None:
+        async with plane.database.reading() as connection:
+            after = await clock(connection)
+    return json_response(preview(body.trigger, body.count, after.astimezone(UTC)))
+
+
+@router.get("/runs", response_model=RunPage, responses=problems(400, 404))
+async def list_job_runs(plane: PlaneOf, job_id: UUID, query: Annotated[RunFilter, Query()]) -> Response:
+    """Runs of the job, newest first."""
+    async with plane.database.reading() as connection:
+        await definitions.found(connection, job_id)
+        return json_response(await page_of_runs(connection, "job runs", query, job_id=job_id))
+
+
+class LedgerQuery(pages.PageQuery):
+    """Which scheduled times the ledger tells of."""
+
+    begin: datetime | None = Field(None, alias="from", description="from this time on; a day before `to` if left out")
+    end: datetime | None = Field(None, alias="to", description="before this time; now if left out")
+
+
+@router.get("/ledger", response_model=LedgerOut, responses=problems(400, 404))
+async def get_ledger(plane: PlaneOf, job_id: UUID, query: Annotated[LedgerQuery, Query()]) -> Response:
+    """What became of every scheduled time: each is a run, or counted in a row of skips with its reason."""
+    where = pages.place("ledger", query, job_id=job_id)
+    async with plane.database.transaction(isolation="repeatable_read", readonly=True) as connection:
+        await definitions.found(connection, job_id)
+        end = _aware("?to", query.end) or await clock(connection)
+        begin = _aware("?from", query.begin) or end - timedelta(days=1)
+        if begin >= end:
+            raise Invalid.field("?from", "must be before `to`")
+        counts = await queries.ledger_counts(connection, job_id, begin, end)
+        rows = await queries.ledger_page(connection, job_id, begin, end, _instant(where.after), where.limit + 1)
+    items, more = where.cut(rows)
+    body = pages.page(where, [_ledger_item(row) for row in items], more, items[-1]["at"].isoformat() if items else None)
+    runs, skipped = counts["runs"], counts["skipped"]
+    return json_response(
+        {"scheduled": runs + skipped, "runs": runs, "skipped": skipped, "exact": counts["exact"], **body}
+    )
+
+
+def _aware(pointer: str, instant: datetime | None) -> datetime | None:
+    if instant is not None and instant.tzinfo is None:
+        raise Invalid.field(pointer, "has no zone; end it with Z or an offset")
+    return instant
+
+
+def _instant(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest("?cursor is not a cursor of this API") from None
+
+
+def _ledger_item(row: Mapping[str, Any]) -> dict[str, Any]:
+    if row["outcome"] == "run":
+        return {"outcome": "run", "time": row["at"], "run_id": row["run_id"], "state": row["state"]}
+    return {
+        "outcome": "skip",
+        "reason": row["reason"],
+        "run_id": row["run_id"],
+        "first_time": row["at"],
+        "last_time": row["last_time"],
+        "count": row["count"],
+    }

@@ -1,0 +1,31 @@
+"""What an API process holds, and how an endpoint gets at it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from redis.asyncio import Redis
+from starlette.requests import HTTPConnection
+
+from app.database import Database
+from app.feed.hub import Hub
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """The parts of one API process; `app.state.plane` from the start of its lifespan to the end."""
+
+    settings: Settings
+    database: Database
+    redis: Redis
+    hub: Hub
+
+
+def plane_of(connection: HTTPConnection) -> Plane:
+    """The plane of a request or socket."""
+    plane: Plane = connection.app.state.plane
+    return plane
+
+
+PlaneOf = Annotated[Plane, Depends(plane_of)]

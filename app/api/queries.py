@@ -1,0 +1,159 @@
+"""What only the API reads of runs: lists that vary with what is asked, the ledger, the figures of the plane."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, cast
+from uuid import UUID
+
+from sqlalchemy import select
+
+from app.database import Connection, Record, rows
+from app.models import Run
+from app.progress.view import RUN_COLUMNS, RUN_MEMBERS
+from app.states import TERMINAL
+
+#: Ids carry the clock of the process that made them, `create_time` that of the database: this far they may be apart.
+_CLOCKS_APART: Final = timedelta(minutes=10)
+
+
+async def run_by_id(connection: Connection, run_id: UUID) -> Record | None:
+    """A run's members, for its view."""
+    return await connection.fetchrow(f"SELECT {RUN_COLUMNS} FROM runs WHERE id = $1", run_id)  # noqa: S608
+
+
+async def whole_run(connection: Connection, run_id: UUID) -> Record | None:
+    """Every column of a run."""
+    return await connection.fetchrow("SELECT * FROM runs WHERE id = $1", run_id)
+
+
+async def runs_page(
+    connection: Connection,
+    before: UUID | None,
+    limit: int,
+    *,
+    equal: Mapping[str, Any],
+    states: Sequence[str],
+    created_after: datetime | None,
+    created_before: datetime | None,
+) -> list[Record]:
+    """Runs before an id, newest first; `equal` are columns and the values that they must have."""
+    runs = cast(Any, Run).__table__.c
+    statement = (
+        select(*(runs[name] for name in RUN_MEMBERS))
+        .where(*(runs[name] == value for name, value in equal.items()))
+        .order_by(runs.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        statement = statement.where(runs.id < before)
+    if states:
+        statement = statement.where(runs.state.in_(states))
+        if not TERMINAL.intersection(states):  # says nothing new, but lets the index of live runs serve
+            statement = statement.where(runs.end_time.is_(None))
+    if created_after is not None:
+        statement = statement.where(
+            runs.create_time >= created_after, runs.id >= _first_id(created_after - _CLOCKS_APART)
+        )
+    if created_before is not None:
+        statement = statement.where(
+            runs.create_time < created_before, runs.id < _first_id(created_before + _CLOCKS_APART)
+        )
+    return await rows(connection, statement)
+
+
+def _first_id(instant: datetime) -> UUID:
+    """The least UUIDv7 of an instant."""
+    milliseconds = max(0, int(instant.timestamp() * 1000)) & (2**48 - 1)
+    return UUID(int=milliseconds << 80)
+
+
+async def events_page(connection: Connection, run_id: UUID, after: int, limit: int) -> list[Record]:
+    """The changes of a run's state behind a version, oldest first."""
+    return list(
+        await connection.fetch(
+            """
+            SELECT version, state, attempt, reason, worker, time FROM run_events
+            WHERE run_id = $1 AND version > $2 ORDER BY version LIMIT $3
+            """,
+            run_id,
+            after,
+            limit,
+        )
+    )
+
+
+async def ledger_counts(connection: Connection, job_id: UUID, begin: datetime, end: datetime) -> Record:
+    """How many scheduled times in [begin, end) ran and did not, and whether the count of the latter is exact."""
+    return cast(
+        Record,
+        await connection.fetchrow(
+            """
+            SELECT (
+                SELECT count(*) FROM runs
+                WHERE job_id = $1 AND kind = 'schedule' AND scheduled_time >= $2 AND scheduled_time < $3
+            ) AS runs, coalesce(sum(count), 0)::bigint AS skipped,
+            coalesce(bool_and(exact AND first_time >= $2 AND last_time < $3), true) AS exact
+            FROM skips WHERE job_id = $1 AND last_time >= $2 AND first_time < $3
+            """,
+            job_id,
+            begin,
+            end,
+        ),
+    )
+
+
+async def ledger_page(
+    connection: Connection, job_id: UUID, begin: datetime, end: datetime, after: datetime | None, limit: int
+) -> list[Record]:
+    """Runs and rows of skips in [begin, end), by the (first) scheduled time, behind `after`."""
+    return list(
+        await connection.fetch(
+            """
+            (SELECT scheduled_time AS at, 'run' AS outcome, id AS run_id, state, NULL AS reason, NULL AS last_time,
+                NULL AS count
+            FROM runs WHERE job_id = $1 AND kind = 'schedule' AND scheduled_time >= $2 AND scheduled_time < $3
+                AND ($4::timestamptz IS NULL OR scheduled_time > $4)
+            ORDER BY scheduled_time LIMIT $5)
+            UNION ALL
+            (SELECT first_time, 'skip', run_id, NULL, reason, last_time, count
+            FROM skips WHERE job_id = $1 AND last_time >= $2 AND first_time < $3
+                AND ($4::timestamptz IS NULL OR first_time > $4)
+            ORDER BY first_time LIMIT $5)
+            ORDER BY at LIMIT $5
+            """,
+            job_id,
+            begin,
+            end,
+            after,
+            limit,
+        )
+    )
+
+
+async def live_runs_by_state(connection: Connection) -> dict[str, int]:
+    """How many runs have not ended, by state."""
+    found = await connection.fetch("SELECT state, count(*) AS count FROM runs WHERE end_time IS NULL GROUP BY state")
+    return {row["state"]: row["count"] for row in found}
+
+
+async def plane_figures(connection: Connection) -> Record:
+    """The backlog of the outbox, the lateness of the schedule, and the schedulers that live."""
+    return cast(
+        Record,
+        await connection.fetchrow(
+            """
+            SELECT outbox.*, due.*, (
+                SELECT count(*) FROM processes WHERE kind = 'scheduler' AND beat_time > now() - interval '15 s'
+            ) AS schedulers
+            FROM (
+                SELECT count(*) AS waiting,
+                    coalesce(extract(epoch FROM now() - min(due_time)), 0)::float8 AS waiting_age_s
+                FROM runs WHERE state = 'PENDING' AND dispatch_time IS NULL AND due_time <= now()
+            ) AS outbox, (
+                SELECT count(*) AS due_jobs,
+                    coalesce(extract(epoch FROM now() - min(next_run_time)), 0)::float8 AS due_lateness_s
+                FROM jobs WHERE next_run_time <= now()
+            ) AS due
+            """
+        ),
+    )

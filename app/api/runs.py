@@ -1,0 +1,164 @@
+"""`/runs`: list, ad-hoc run, one run and its news, its events, retry and cancel."""
+
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from app.api import pages, queries
+from app.api.bodies import JsonRoute, check_arguments
+from app.api.caller import CallerOf
+from app.api.cancel import cancel_run as cancel
+from app.api.conditions import IfNoneMatchOf
+from app.api.documents import problems, writing
+from app.api.idempotency import KeyOf
+from app.api.job_actions import made
+from app.api.plane import PlaneOf
+from app.api.run_lists import RunQuery, page_of_runs
+from app.api.schemas.runs import CancelIn, EventPage, RunIn, RunOut, RunPageWithCursor
+from app.api.writes import Done, json_response, tag, write
+from app.database import Connection, new_id
+from app.errors import BadRequest, Conflict, NotFound
+from app.feed.queries import where_we_are
+from app.progress.transition import NewRun, create
+from app.progress.view import run_view
+from app.schedule.definitions import check_queue
+
+router = APIRouter(prefix="/runs", tags=["runs"], route_class=JsonRoute)
+
+
+@router.get("", response_model=RunPageWithCursor, responses=problems(400))
+async def list_runs(plane: PlaneOf, query: Annotated[RunQuery, Query()]) -> Response:
+    """Runs, newest first, and a cursor from which the feed tells what changes from now on."""
+    async with plane.database.reading() as connection:
+        position = await where_we_are(connection)  # before the list: what it misses, the feed then has
+        body = await page_of_runs(connection, "runs", query)
+    return json_response({**body, "feed_cursor": str(position)})
+
+
+@router.post("", response_model=RunOut, status_code=201, responses=writing())
+async def create_run(plane: PlaneOf, caller: CallerOf, body: RunIn, key: KeyOf) -> Response:
+    """A task run once, now, without a job."""
+    check_arguments(body.args, body.kwargs, plane.settings.args_limit_kib)
+
+    async def effect(connection: Connection, now: datetime) -> Done:
+        await check_queue(connection, body.namespace, body.queue, body.priority)
+        run = NewRun(
+            id=new_id(),
+            kind="adhoc",
+            namespace=body.namespace,
+            task=body.task,
+            args=body.args,
+            kwargs=body.kwargs,
+            queue=body.queue,
+            priority=body.priority,
+            author=caller.name,
+            retry=body.retry.model_dump(),
+            time_limit_s=body.time_limit_s,
+            soft_time_limit_s=body.soft_time_limit_s,
+            start_deadline_time=(
+                None if body.start_deadline_s is None else now + timedelta(seconds=body.start_deadline_s)
+            ),
+        )
+        return made(await create(connection, now, [run]))
+
+    return await write(plane, effect, key)
+
+
+@router.get("/{run_id}", response_model=RunOut, responses={304: {"description": "Not modified"}, **problems(404)})
+async def get_run(
+    plane: PlaneOf,
+    run_id: UUID,
+    if_none_match: IfNoneMatchOf,
+    wait: Annotated[
+        float | None, Query(ge=0, le=60, description="seconds to wait for news; the run as it is if none comes")
+    ] = None,
+    after_version: Annotated[
+        int | None, Query(ge=0, le=2**31 - 1, description="news is a greater version than this; than now if left out")
+    ] = None,
+    until: Annotated[Literal["end"] | None, Query(description="only the end of the run is news")] = None,
+) -> Response:
+    """A run; with `wait` a long-poll for its news."""
+    if wait:
+        view = await plane.hub.wait_for(run_id, after_version, until == "end", wait)
+        if view is not None:
+            return json_response(view, headers={"ETag": tag(view["version"])})
+    async with plane.database.reading() as connection:
+        row = await queries.run_by_id(connection, run_id)
+    if row is None:
+        raise _no_run(run_id)
+    headers = {"ETag": tag(row["version"])}
+    return if_none_match.not_modified(row["version"]) or json_response(run_view(row), headers=headers)
+
+
+class EventQuery(pages.PageQuery):
+    """The list of a run's events has no filters."""
+
+
+@router.get("/{run_id}/events", response_model=EventPage, responses=problems(400, 404))
+async def list_run_events(plane: PlaneOf, run_id: UUID, query: Annotated[EventQuery, Query()]) -> Response:
+    """Every change of the run's state, oldest first."""
+    where = pages.place("events", query, run_id=run_id)
+    if where.after is not None and not where.after.isdigit():
+        raise BadRequest("?cursor is not a cursor of this API")
+    async with plane.database.reading() as connection:
+        if await queries.run_by_id(connection, run_id) is None:
+            raise _no_run(run_id)
+        rows = await queries.events_page(connection, run_id, int(where.after or 0), where.limit + 1)
+    items, more = where.cut(rows)
+    return json_response(pages.page(where, [dict(row) for row in items], more, items[-1]["version"] if items else None))
+
+
+@router.post("/{run_id}/retry", response_model=RunOut, status_code=201, responses=writing(404, 409))
+async def retry_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, key: KeyOf) -> Response:
+    """A new run of the same work, once this one has ended."""
+
+    async def effect(connection: Connection, now: datetime) -> Done:
+        old = await queries.whole_run(connection, run_id)
+        if old is None:
+            raise _no_run(run_id)
+        if old["end_time"] is None:
+            raise Conflict(f"the run {run_id} is {old['state']}; it can be retried once it has ended")
+        await check_queue(connection, old["namespace"], old["queue"], old["priority"])
+        run = NewRun(
+            id=new_id(),
+            kind="adhoc" if old["job_id"] is None else "manual",
+            author=caller.name,
+            **{name: old[name] for name in _SAME_WORK},
+        )
+        return made(await create(connection, now, [run]))
+
+    return await write(plane, effect, key)
+
+
+_SAME_WORK = (
+    "namespace",
+    "task",
+    "args",
+    "kwargs",
+    "queue",
+    "priority",
+    "retry",
+    "time_limit_s",
+    "soft_time_limit_s",
+    "job_id",
+    "job_version",
+    "job_name",
+)
+
+
+@router.post(
+    "/{run_id}/cancel",
+    response_model=RunOut,
+    status_code=202,
+    responses={200: {"model": RunOut, "description": "It was REVOKED already"}, **writing(404, 409)},
+)
+async def cancel_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, body: CancelIn | None = None) -> Response:
+    """End a run that has not ended. A worker that is at it notices at its next sign of life."""
+    row, now_revoked = await cancel(plane, run_id, caller)
+    return json_response(run_view(row), 202 if now_revoked else 200, {"ETag": tag(row["version"])})
+
+
+def _no_run(run_id: UUID) -> NotFound:
+    return NotFound(f"there is no run {run_id}")

@@ -1,0 +1,256 @@
+"""Jobs: what a definition may be, and how a job is shown."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+
+from app.api.schemas.fields import (
+    DAY_S,
+    Args,
+    Count,
+    Flag,
+    In,
+    Kwargs,
+    Labels,
+    Name,
+    Out,
+    Priority,
+    QueueName,
+    RetryPolicy,
+    TaskName,
+    Text,
+    TimeLimit,
+    refuse_swapped_limits,
+)
+from app.schedule.definitions import Definition
+from app.schedule.triggers import Trigger
+
+EXAMPLE_JOB: dict[str, Any] = {
+    "namespace": "default",
+    "name": "calc_post_score",
+    "description": "refresh article heat",
+    "task": "apps.tasks.scheduled_job.calc_post_score",
+    "queue": "game_community_default",
+    "trigger": {"type": "cron", "expression": "0 1,7,13,19 * * *", "timezone": "Asia/Shanghai"},
+}
+
+
+class JobIn(In):
+    """A whole definition, for create and replace; what is left out gets its default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
+
+    namespace: Name = Field("default", description="the team or service that owns the job")
+    name: Name = Field(description="unique in its namespace")
+    description: Text = ""
+    task: TaskName = Field(description="the Celery task, by its registered name")
+    args: Args = Field(default_factory=list, description="positional arguments")
+    kwargs: Kwargs = Field(default_factory=dict, description="keyword arguments")
+    queue: QueueName = Field(description="where its runs go: a queue of this namespace, or one shared with it")
+    priority: Priority | None = Field(None, description="of its messages; greater is sooner on RabbitMQ")
+    trigger: Trigger = Field(description="when it fires")
+    enabled: Flag = Field(True, description="part of the definition: a disabled job has no schedule")
+    overlap: Literal["skip", "allow"] = Field(
+        "skip", description="what happens at a scheduled time while a run of the job has not ended"
+    )
+    misfire: Literal["latest"] = Field("latest", description="which of several late scheduled times fires")
+    catchup_window_s: Annotated[Count, Field(ge=0, le=366 * DAY_S)] = Field(
+        DAY_S, description="a scheduled time that is older than this when first looked at is missed"
+    )
+    start_deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
+        None, description="a run that no worker has started this long after its scheduled time is REVOKED"
+    )
+    retry: RetryPolicy = RetryPolicy()
+    time_limit_s: TimeLimit | None = Field(None, description="the worker ends the task after this")
+    soft_time_limit_s: TimeLimit | None = Field(None, description="the task gets SoftTimeLimitExceeded after this")
+    labels: Labels = Field(default_factory=dict, description="free marks to filter by")
+
+    @field_validator("soft_time_limit_s")
+    @classmethod
+    def _soft_before_hard(cls, value: float | None, info: ValidationInfo) -> float | None:
+        refuse_swapped_limits(info.data.get("time_limit_s"), value)
+        return value
+
+    def definition(self) -> Definition:
+        """The same for the schedule stage; the trigger in its canonical JSON."""
+        return Definition(
+            **{name: getattr(self, name) for name in Definition.__slots__ if name not in {"trigger", "retry"}},
+            trigger=self.trigger.model_dump(mode="json"),
+            retry={name: getattr(self.retry, name) for name in RetryPolicy.model_fields},
+        )
+
+
+class PauseIn(In):
+    """Why a job is paused."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "the upstream feed is being rebuilt"}]})
+
+    reason: Text | None = None
+
+
+class TriggerNowIn(In):
+    """What this one run does otherwise than the job says."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"kwargs": {"since": "2026-03-01"}}]})
+
+    args: Args | None = None
+    kwargs: Kwargs | None = None
+    queue: QueueName | None = None
+    priority: Priority | None = None
+
+
+class PauseOut(Out):
+    """Since when, why and by whom a job is paused."""
+
+    time: datetime
+    reason: str | None
+    by: str
+
+
+class LastRunOut(Out):
+    """The newest run of a job, in short."""
+
+    id: UUID
+    state: str
+    result: Any
+    log_path: str | None
+    end_time: datetime | None
+
+
+class JobOut(Out):
+    """A job: its definition, and where its schedule stands."""
+
+    id: UUID
+    namespace: str
+    name: str
+    description: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    queue: str
+    priority: int | None
+    trigger: Trigger
+    enabled: bool
+    overlap: str
+    misfire: str
+    catchup_window_s: int
+    start_deadline_s: int | None
+    retry: RetryPolicy
+    time_limit_s: float | None
+    soft_time_limit_s: float | None
+    labels: dict[str, str]
+    pause: PauseOut | None = Field(description="operational: a deploy never touches it")
+    problem: str | None = Field(description="why the job is parked, if its trigger could not be evaluated")
+    next_run_time: datetime | None = Field(description="when it fires next, jitter included; null: never")
+    last_run_time: datetime | None = Field(description="when it last fired")
+    last_run: LastRunOut | None
+    author: str = Field(description="who wrote this version")
+    version: int = Field(description="raised by each change of the definition; also the ETag")
+    create_time: datetime
+    update_time: datetime
+
+
+class JobPage(Out):
+    """One page of jobs, in the order of their creation."""
+
+    items: list[JobOut]
+    next_cursor: str | None
+
+
+class TimeOut(Out):
+    """A scheduled time."""
+
+    time: datetime
+    local: str = Field(description="the same as a clock in the trigger's zone shows it, with its offset")
+    note: str | None = Field(description="what a change of the clock does to it")
+
+
+class TimesOut(Out):
+    """A trigger in words, and when it fires."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "description": "At 02:30 every day, America/New_York time",
+                    "times": [
+                        {
+                            "time": "2026-03-08T07:00:00Z",
+                            "local": "2026-03-08T03:00:00-04:00",
+                            "note": "02:30 does not exist on 2026-03-08 in America/New_York; fires at 03:00",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    description: str
+    times: list[TimeOut]
+
+
+class PreviewIn(In):
+    """A trigger to be tried."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "trigger": {"type": "cron", "expression": "30 2 * * *", "timezone": "America/New_York"},
+                    "count": 3,
+                    "after": "2026-03-07T12:00:00Z",
+                }
+            ]
+        }
+    )
+
+    trigger: Trigger
+    count: Annotated[Count, Field(ge=1, le=1000)] = Field(10, description="how many times, at most")
+    after: datetime | None = Field(None, description="times after this instant; now if left out")
+
+    @field_validator("after", mode="before")
+    @classmethod
+    def _written(cls, value: object) -> object:
+        if value is not None and not isinstance(value, str | datetime):
+            raise ValueError("must be an RFC 3339 time with its zone, such as 2026-03-08T02:30:00Z")
+        return value
+
+    @field_validator("after")
+    @classmethod
+    def _aware(cls, value: datetime | None) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("has no zone; end it with Z or an offset")
+        return value
+
+
+class LedgerRunOut(Out):
+    """A scheduled time that ran."""
+
+    outcome: Literal["run"]
+    time: datetime
+    run_id: UUID
+    state: str
+
+
+class LedgerSkipOut(Out):
+    """Scheduled times in a row that did not run, for one reason."""
+
+    outcome: Literal["skip"]
+    reason: str
+    run_id: UUID | None
+    first_time: datetime
+    last_time: datetime
+    count: int
+
+
+class LedgerOut(Out):
+    """What became of each scheduled time; `scheduled` = `runs` + `skipped`."""
+
+    scheduled: int
+    runs: int
+    skipped: int
+    exact: bool = Field(description="false if a row of skips reaches over the bounds, or was not counted to the end")
+    items: list[Annotated[LedgerRunOut | LedgerSkipOut, Field(discriminator="outcome")]]
+    next_cursor: str | None

@@ -1,0 +1,155 @@
+"""Runs: what an ad-hoc run may be, and how a run is shown."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+
+from app.api.schemas.fields import (
+    DAY_S,
+    Args,
+    Count,
+    Flag,
+    In,
+    Kwargs,
+    Name,
+    Out,
+    Priority,
+    QueueName,
+    RetryPolicy,
+    TaskName,
+    TimeLimit,
+    refuse_swapped_limits,
+)
+
+
+class RunIn(In):
+    """A task to be run once, now, without a job."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"task": "files.digest", "args": ["/srv/data"], "queue": "default"}]}
+    )
+
+    namespace: Name = "default"
+    task: TaskName = Field(description="the Celery task, by its registered name")
+    args: Args = Field(default_factory=list)
+    kwargs: Kwargs = Field(default_factory=dict)
+    queue: QueueName = Field("default", description="a queue of this namespace, or one shared with it")
+    priority: Priority | None = None
+    start_deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
+        None, description="REVOKED if no worker has started it this long after now"
+    )
+    retry: RetryPolicy = RetryPolicy()
+    time_limit_s: TimeLimit | None = None
+    soft_time_limit_s: TimeLimit | None = None
+
+    @field_validator("soft_time_limit_s")
+    @classmethod
+    def _soft_before_hard(cls, value: float | None, info: ValidationInfo) -> float | None:
+        refuse_swapped_limits(info.data.get("time_limit_s"), value)
+        return value
+
+
+class CancelIn(In):
+    """How to cancel."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"terminate": False}]})
+
+    terminate: Flag = Field(False, description="end the body at once instead of at its next sign of life")
+
+
+class ProgressOut(Out):
+    """The newest news of a run."""
+
+    current: float | None
+    total: float | None
+    percent: float | None
+    message: str | None
+    meta: Any = Field(description="as the task gave it")
+
+
+class ErrorOut(Out):
+    """Why a run failed."""
+
+    type: str
+    message: str | None
+    traceback: str | None
+
+
+class AttemptOut(Out):
+    """An attempt that has ended."""
+
+    attempt: int
+    state: str
+    worker: str | None
+    start_time: datetime | None
+    end_time: datetime | None
+    error: ErrorOut | None
+
+
+class RunOut(Out):
+    """One firing of a job, or an ad-hoc dispatch."""
+
+    id: UUID
+    job_id: UUID | None
+    job_name: str | None
+    namespace: str
+    job_version: int | None = Field(description="the definition that it was fired from")
+    kind: Literal["schedule", "manual", "adhoc", "backfill"]
+    scheduled_time: datetime | None = Field(description="the time that the trigger names, before jitter")
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    queue: str
+    priority: int | None
+    state: str = Field(
+        description="PENDING, STARTED, PROGRESS or a custom word, RETRY; SUCCESS, FAILURE and REVOKED are final",
+        examples=["PROGRESS"],
+    )
+    reason: str | None = Field(description="why it waits, or why it was revoked")
+    attempt: int
+    attempts: list[AttemptOut] = Field(description="the attempts that have ended")
+    progress: ProgressOut | None
+    result: Any
+    error: ErrorOut | None
+    worker: str | None
+    log_path: str | None
+    author: str
+    create_time: datetime
+    dispatch_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    update_time: datetime
+    version: int = Field(description="raised by each change and each news; also the ETag")
+
+
+class RunPage(Out):
+    """One page of runs, newest first."""
+
+    items: list[RunOut]
+    next_cursor: str | None
+
+
+class RunPageWithCursor(RunPage):
+    """One page of runs, newest first, and where to follow them from."""
+
+    feed_cursor: str = Field(description="`since` of the feed: what changed after this list was read")
+
+
+class EventOut(Out):
+    """One recorded change of a run's state."""
+
+    version: int
+    state: str
+    attempt: int
+    reason: str | None
+    worker: str | None
+    time: datetime
+
+
+class EventPage(Out):
+    """The changes of a run's state, oldest first."""
+
+    items: list[EventOut]
+    next_cursor: str | None

@@ -1,0 +1,80 @@
+"""Jobs and queues as the API shows them: their rows, in the order and shape of the contract."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_BEFORE_PAUSE: Final = (
+    "id",
+    "namespace",
+    "name",
+    "description",
+    "task",
+    "args",
+    "kwargs",
+    "queue",
+    "priority",
+    "trigger",
+    "enabled",
+    "overlap",
+    "misfire",
+    "catchup_window_s",
+    "start_deadline_s",
+    "retry",
+    "time_limit_s",
+    "soft_time_limit_s",
+    "labels",
+)
+# jsonb forgets the order of members.
+_TRIGGER: Final = ("type", "expression", "every_s", "run_time", "timezone", "start_time", "end_time", "jitter_s")
+_RETRY: Final = ("max_attempts", "max_lost", "backoff_s", "backoff_factor", "max_backoff_s")
+_QUEUE: Final = (
+    "name",
+    "namespace",
+    "exchange",
+    "exchange_type",
+    "routing_key",
+    "type",
+    "max_priority",
+    "shared_with",
+    "paused",
+    "description",
+    "declare_time",
+    "adopted",
+    "problem",
+    "author",
+    "version",
+    "create_time",
+    "update_time",
+)
+
+
+def job_view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A job out of a row with its newest run (`app.schedule.queries.job_with_last_run`)."""
+    pause = last_run = None
+    if row["pause_time"] is not None:
+        pause = {"time": row["pause_time"], "reason": row["pause_reason"], "by": row["pause_by"]}
+    if row["last_run_id"] is not None:
+        last_run = {name: row[f"last_run_{name}"] for name in ("id", "state", "result", "log_path", "end_time")}
+    return {
+        **{name: row[name] for name in _BEFORE_PAUSE},
+        "trigger": _ordered(row["trigger"], _TRIGGER),
+        "retry": _ordered(row["retry"], _RETRY),
+        "pause": pause,
+        "problem": row["problem"],
+        "next_run_time": row["next_run_time"],
+        "last_run_time": row["last_run_time"],
+        "last_run": last_run,
+        "author": row["author"],
+        "version": row["version"],
+        "create_time": row["create_time"],
+        "update_time": row["update_time"],
+    }
+
+
+def _ordered(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value[name] for name in names if name in value}
+
+
+def queue_view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A queue out of its row."""
+    return {name: row[name] for name in _QUEUE}

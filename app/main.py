@@ -1,0 +1,93 @@
+"""Builds the API: its parts for as long as it lives, its routers, and what surrounds every request."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from starlette.middleware.gzip import GZipMiddleware
+
+from app.api import documents, feed, health, job_actions, jobs, problems, queues, runs
+from app.api.metrics import PlaneCollector, Requests, registry_of
+from app.api.middleware import BodyLimit, Surroundings
+from app.api.plane import Plane
+from app.database import Database
+from app.dispatch import broker
+from app.feed.hub import Hub
+from app.settings import Settings
+
+#: Room for a definition around its args and kwargs, so that too large args are named and not just the body.
+_BODY_LIMIT = 4 * 1024 * 1024
+
+_DESCRIPTION = "Scheduled and ad-hoc Celery jobs: define them, run them, follow them."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API as an ASGI application; connects to its parts when it starts and not before."""
+    collector = PlaneCollector()
+    registry = registry_of(collector)
+    app = FastAPIOffline(
+        title="jobplane",
+        description=_DESCRIPTION,
+        version=version("jobplane"),
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.collector = collector
+    app.state.registry = registry
+    app.add_middleware(BodyLimit, limit=_BODY_LIMIT + 2 * 1024 * settings.args_limit_kib)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(Surroundings, requests=Requests(registry))
+    problems.install(app)
+    documents.install(app)
+    api = APIRouter(prefix="/api/v1")
+    for router in (jobs.router, job_actions.router, job_actions.previews, runs.router, queues.router):
+        api.include_router(router)
+    app.include_router(api)
+    app.include_router(feed.router)
+    app.include_router(health.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        database = await Database.connect(settings, "api")
+        stack.push_async_callback(database.close)
+        redis = _redis(settings)
+        stack.push_async_callback(redis.aclose)
+        probes = health.Probes(broker.connect(settings.broker_url.get_secret_value(), timeout_s=1))
+        stack.push_async_callback(probes.close)
+        hub = Hub(database, redis, settings)
+        stack.push_async_callback(hub.stop)
+        await hub.start()
+        app.state.probes = probes
+        app.state.plane = Plane(settings, database, redis, hub)
+        yield
+
+
+def _redis(settings: Settings) -> Redis:
+    """A client that gives up soon: hints can be missed, and a cancel that finds no Redis says so."""
+    client: Redis = Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_connect_timeout=2,
+        socket_timeout=5,
+        health_check_interval=15,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return client
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,135 @@
+"""Definitions of jobs: create, edit, pause, resume, delete. All of them mean "from now".
+
+Whoever edits, pauses, resumes or deletes has settled the job first (`app.due.tick.settle_job`), so its cursor is now
+and its row is locked; that is why these take the row. Nothing here commits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+import asyncpg
+
+from app.database import Connection, Record, new_id
+from app.errors import Invalid, NameTaken, NotFound
+from app.schedule import queries, triggers
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What a caller writes of a job, as `job_versions.definition` keeps it; values are plain JSON."""
+
+    namespace: str
+    name: str
+    description: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    queue: str
+    priority: int | None
+    trigger: dict[str, Any]
+    enabled: bool
+    overlap: str
+    misfire: str
+    catchup_window_s: int
+    start_deadline_s: int | None
+    retry: dict[str, Any]
+    time_limit_s: float | None
+    soft_time_limit_s: float | None
+    labels: dict[str, str]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def check_queue(connection: Connection, namespace: str, queue: str, priority: int | None = None) -> None:
+    """Invalid if work of this namespace cannot go to this queue. Keeps the queue from being deleted meanwhile."""
+    row = await queries.queue_to_use(connection, queue)
+    if row is None:
+        raise Invalid.field("/queue", f"there is no queue {queue!r}")
+    if namespace != row["namespace"] and namespace not in row["shared_with"]:
+        raise Invalid.field(
+            "/queue",
+            f"the queue {queue!r} belongs to the namespace {row['namespace']!r} and is not shared with {namespace!r}",
+        )
+    if priority is not None and row["max_priority"] is not None and priority > row["max_priority"]:
+        raise Invalid.field("/priority", f"the queue {queue!r} knows priorities up to {row['max_priority']}")
+
+
+async def create(connection: Connection, now: datetime, definition: Definition, author: str) -> Record:
+    """A new job whose schedule begins now. Raises NameTaken, Invalid."""
+    await check_queue(connection, definition.namespace, definition.queue, definition.priority)
+    job_id = new_id()
+    cursor = now.replace(microsecond=0)
+    try:
+        await queries.insert_job(
+            connection, now, job_id, definition.document(), author, cursor, _next(definition, job_id, cursor)
+        )
+    except asyncpg.UniqueViolationError as error:
+        raise _taken(definition, error) from None
+    await queries.keep_version(connection, now, job_id, 1, definition.document(), author)
+    return await found(connection, job_id)
+
+
+async def edit(connection: Connection, now: datetime, job: Record, definition: Definition, author: str) -> Record:
+    """The settled job with another definition, as its next version. Clears the problem that a job was parked for.
+
+    Raises NameTaken, Invalid. Runs that exist are left alone.
+    """
+    await check_queue(connection, definition.namespace, definition.queue, definition.priority)
+    cursor = max(job["cursor_time"], now.replace(microsecond=0))
+    next_time = None if job["pause_time"] is not None else _next(definition, job["id"], cursor)
+    version = job["version"] + 1
+    try:
+        await queries.replace_definition(
+            connection, now, job["id"], version, definition.document(), author, cursor, next_time
+        )
+    except asyncpg.UniqueViolationError as error:
+        raise _taken(definition, error) from None
+    await queries.keep_version(connection, now, job["id"], version, definition.document(), author)
+    return await found(connection, job["id"])
+
+
+async def pause(connection: Connection, now: datetime, job: Record, reason: str | None, author: str) -> Record:
+    """The settled job, taken out of the schedule until it is resumed. One that is paused already stays as it is."""
+    if job["pause_time"] is None:
+        await queries.set_pause(connection, now, job["id"], reason, author)
+    return await found(connection, job["id"])
+
+
+async def resume(connection: Connection, now: datetime, job: Record) -> Record:
+    """The settled job, back in the schedule from now on."""
+    if job["pause_time"] is not None:
+        cursor = max(job["cursor_time"], now.replace(microsecond=0))
+        next_time = _next(Definition.of(job), job["id"], cursor) if job["problem"] is None else None
+        await queries.clear_pause(connection, now, job["id"], next_time)
+    return await found(connection, job["id"])
+
+
+async def delete(connection: Connection, now: datetime, job: Record) -> None:
+    """The settled job, gone for everybody but its runs."""
+    await queries.mark_deleted(connection, now, job["id"])
+
+
+async def found(connection: Connection, job_id: UUID) -> Record:
+    """The job with its last run; NotFound if there is none or it was deleted."""
+    job = await queries.job_with_last_run(connection, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def _next(definition: Definition, job_id: UUID, cursor: datetime) -> datetime | None:
+    return triggers.next_due(triggers.load(definition.trigger), job_id, cursor) if definition.enabled else None
+
+
+def _taken(definition: Definition, error: Exception) -> Exception:
+    if getattr(error, "constraint_name", None) != "jobs_name_key":
+        return error
+    return NameTaken(f"the namespace {definition.namespace!r} has a job {definition.name!r} already")

@@ -1,0 +1,303 @@
+"""The schedule's statements: jobs, their versions, and the queues that they name."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, cast
+from uuid import UUID
+
+from sqlalchemy import select, true
+
+from app.database import Connection, Record, rows
+from app.models import Job, Queue, Run
+
+_DEFINITION: Final = (
+    "namespace",
+    "name",
+    "description",
+    "task",
+    "args",
+    "kwargs",
+    "queue",
+    "priority",
+    "trigger",
+    "enabled",
+    "overlap",
+    "misfire",
+    "catchup_window_s",
+    "start_deadline_s",
+    "retry",
+    "time_limit_s",
+    "soft_time_limit_s",
+    "labels",
+)
+
+_LAST_RUN: Final = """
+    LEFT JOIN LATERAL (
+        SELECT id AS last_run_id, state AS last_run_state, result AS last_run_result,
+            log_path AS last_run_log_path, end_time AS last_run_end_time
+        FROM runs WHERE runs.job_id = jobs.id ORDER BY runs.id DESC LIMIT 1
+    ) AS last ON true
+"""
+
+
+def _places(first: int) -> str:
+    return ", ".join(f"${number}" for number in range(first, first + len(_DEFINITION)))
+
+
+def _values(definition: Mapping[str, Any]) -> list[Any]:
+    return [definition[name] for name in _DEFINITION]
+
+
+async def insert_job(
+    connection: Connection,
+    now: datetime,
+    job_id: UUID,
+    definition: Mapping[str, Any],
+    author: str,
+    cursor: datetime,
+    next_time: datetime | None,
+) -> None:
+    """A job, version 1. UniqueViolationError on `jobs_name_key` if the name is taken."""
+    await connection.execute(
+        f"""
+        INSERT INTO jobs (id, author, cursor_time, next_run_time, create_time, update_time, {", ".join(_DEFINITION)})
+        VALUES ($1, $2, $3, $4, $5, $5, {_places(6)})
+        """,  # noqa: S608  (names of our own columns)
+        job_id,
+        author,
+        cursor,
+        next_time,
+        now,
+        *_values(definition),
+    )
+
+
+async def keep_version(
+    connection: Connection, now: datetime, job_id: UUID, version: int, definition: Mapping[str, Any], author: str
+) -> None:
+    """Every definition that a job ever had is kept."""
+    await connection.execute(
+        "INSERT INTO job_versions (job_id, version, definition, author, create_time) VALUES ($1, $2, $3, $4, $5)",
+        job_id,
+        version,
+        definition,
+        author,
+        now,
+    )
+
+
+async def replace_definition(
+    connection: Connection,
+    now: datetime,
+    job_id: UUID,
+    version: int,
+    definition: Mapping[str, Any],
+    author: str,
+    cursor: datetime,
+    next_time: datetime | None,
+) -> None:
+    """Another definition, schedule and version for a locked job; it is parked no more."""
+    await connection.execute(
+        f"""
+        UPDATE jobs SET version = $2, author = $3, cursor_time = $4, next_run_time = $5, update_time = $6,
+            problem = NULL, ({", ".join(_DEFINITION)}) = ROW ({_places(7)})
+        WHERE id = $1
+        """,  # noqa: S608
+        job_id,
+        version,
+        author,
+        cursor,
+        next_time,
+        now,
+        *_values(definition),
+    )
+
+
+async def set_pause(connection: Connection, now: datetime, job_id: UUID, reason: str | None, author: str) -> None:
+    """Take a locked job out of the schedule."""
+    await connection.execute(
+        """
+        UPDATE jobs SET pause_time = $2, pause_reason = $3, pause_by = $4, next_run_time = NULL, update_time = $2
+        WHERE id = $1
+        """,
+        job_id,
+        now,
+        reason,
+        author,
+    )
+
+
+async def clear_pause(connection: Connection, now: datetime, job_id: UUID, next_time: datetime | None) -> None:
+    """Put a locked job back into the schedule."""
+    await connection.execute(
+        """
+        UPDATE jobs SET pause_time = NULL, pause_reason = NULL, pause_by = NULL, next_run_time = $3, update_time = $2
+        WHERE id = $1
+        """,
+        job_id,
+        now,
+        next_time,
+    )
+
+
+async def mark_deleted(connection: Connection, now: datetime, job_id: UUID) -> None:
+    """Free the name of a locked job and take it out of the schedule; its runs keep it."""
+    await connection.execute(
+        "UPDATE jobs SET delete_time = $2, next_run_time = NULL, update_time = $2 WHERE id = $1", job_id, now
+    )
+
+
+async def lock_job(connection: Connection, job_id: UUID) -> Record | None:
+    """The row of a job that is not deleted, locked until the transaction ends."""
+    return await connection.fetchrow(
+        "SELECT * FROM jobs WHERE id = $1 AND delete_time IS NULL FOR NO KEY UPDATE", job_id
+    )
+
+
+async def job_with_last_run(connection: Connection, job_id: UUID) -> Record | None:
+    """A job that is not deleted, with its newest run in short."""
+    return await connection.fetchrow(
+        f"SELECT jobs.*, last.* FROM jobs {_LAST_RUN} WHERE jobs.id = $1 AND jobs.delete_time IS NULL",  # noqa: S608
+        job_id,
+    )
+
+
+async def jobs_page(
+    connection: Connection,
+    after: UUID | None,
+    limit: int,
+    *,
+    equal: Mapping[str, Any],
+    labels: Mapping[str, str],
+    label_names: Sequence[str],
+) -> list[Record]:
+    """Jobs behind an id in the order of ids, with their newest runs; `equal` are columns and their values."""
+    jobs = cast(Any, Job).__table__.c
+    runs = cast(Any, Run).__table__.c
+    last = (
+        select(
+            runs.id.label("last_run_id"),
+            runs.state.label("last_run_state"),
+            runs.result.label("last_run_result"),
+            runs.log_path.label("last_run_log_path"),
+            runs.end_time.label("last_run_end_time"),
+        )
+        .where(runs.job_id == jobs.id)
+        .order_by(runs.id.desc())
+        .limit(1)
+        .lateral("last")
+    )
+    statement = (
+        select(cast(Any, Job).__table__, *last.c)
+        .select_from(cast(Any, Job).__table__.outerjoin(last, true()))
+        .where(jobs.delete_time.is_(None), *(jobs[name] == value for name, value in equal.items()))
+        .order_by(jobs.id)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(jobs.id > after)
+    if labels:
+        statement = statement.where(jobs.labels.contains(dict(labels)))
+    for name in label_names:
+        statement = statement.where(jobs.labels.has_key(name))
+    return await rows(connection, statement)
+
+
+async def queue_to_use(connection: Connection, name: str) -> Record | None:
+    """A queue that something is about to name; it cannot be deleted until the transaction ends."""
+    return await connection.fetchrow("SELECT * FROM queues WHERE name = $1 FOR KEY SHARE", name)
+
+
+async def queue_by_name(connection: Connection, name: str) -> Record | None:
+    """A queue as it stands."""
+    return await connection.fetchrow("SELECT * FROM queues WHERE name = $1", name)
+
+
+async def lock_queue(connection: Connection, name: str) -> Record | None:
+    """A queue, locked against every other change of it and against new users."""
+    return await connection.fetchrow("SELECT * FROM queues WHERE name = $1 FOR UPDATE", name)
+
+
+async def queues_page(
+    connection: Connection, after: str | None, limit: int, *, equal: Mapping[str, Any]
+) -> list[Record]:
+    """Queues behind a name in the order of names."""
+    queues = cast(Any, Queue).__table__.c
+    statement = (
+        select(cast(Any, Queue).__table__)
+        .where(*(queues[name] == value for name, value in equal.items()))
+        .order_by(queues.name)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(queues.name > after)
+    return await rows(connection, statement)
+
+
+async def insert_queue(connection: Connection, now: datetime, columns: Mapping[str, Any], author: str) -> Record | None:
+    """A queue, version 1, not yet looked for on the broker; None if the name is taken."""
+    names = list(columns)
+    return await connection.fetchrow(
+        f"""
+        INSERT INTO queues (author, create_time, update_time, {", ".join(names)})
+        VALUES ($1, $2, $2, {", ".join(f"${number}" for number in range(3, 3 + len(names)))})
+        ON CONFLICT (name) DO NOTHING RETURNING *
+        """,  # noqa: S608
+        author,
+        now,
+        *columns.values(),
+    )
+
+
+async def change_queue(
+    connection: Connection, now: datetime, name: str, author: str, *, description: str, paused: bool, shared_with: Any
+) -> Record:
+    """What may change of a queue once it exists, as its next version."""
+    return cast(
+        Record,
+        await connection.fetchrow(
+            """
+            UPDATE queues SET description = $4, paused = $5, shared_with = $6, author = $3, update_time = $2,
+                version = version + 1
+            WHERE name = $1 RETURNING *
+            """,
+            name,
+            now,
+            author,
+            description,
+            paused,
+            shared_with,
+        ),
+    )
+
+
+async def jobs_of_strangers(connection: Connection, name: str, allowed: Sequence[str]) -> list[str]:
+    """The namespaces, at most five, that have jobs on this queue and are not allowed."""
+    found = await connection.fetch(
+        """
+        SELECT DISTINCT namespace FROM jobs WHERE queue = $1 AND delete_time IS NULL AND namespace <> ALL($2)
+        ORDER BY namespace LIMIT 5
+        """,
+        name,
+        allowed,
+    )
+    return [row["namespace"] for row in found]
+
+
+async def queue_users(connection: Connection, name: str) -> tuple[int, int]:
+    """How many jobs name this queue, and how many runs that have not ended; each counted up to 1,000."""
+    row = await connection.fetchrow(
+        """
+        SELECT
+            (SELECT count(*) FROM (SELECT FROM jobs WHERE queue = $1 AND delete_time IS NULL LIMIT 1000) AS j) AS jobs,
+            (SELECT count(*) FROM (SELECT FROM runs WHERE queue = $1 AND end_time IS NULL LIMIT 1000) AS r) AS runs
+        """,
+        name,
+    )
+    assert row is not None
+    return row["jobs"], row["runs"]
+
+
+async def delete_queue(connection: Connection, name: str) -> None:
+    """Forget a queue; on the broker it stays."""
+    await connection.execute("DELETE FROM queues WHERE name = $1", name)
