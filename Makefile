@@ -53,6 +53,7 @@ bench: .venv/installed rabbitmq  ## ourselves and the peers on the same work, in
 lock: .venv/installed  ## write the hashed requirements again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -c requirements.txt --extra embedded --group dev pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -c requirements-dev.txt --group build -o requirements-build.txt
 
 clean:  ## remove the environment and caches (never the data folder)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
