@@ -6,8 +6,8 @@ lease that only refuses, and the next pass writes the row. Any number of reapers
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,15 +17,15 @@ from redis.exceptions import RedisError
 
 from app import faults
 from app.database import Connection, Database, Record, clock
-from app.progress import lease, moves, queries, reports, transition
+from app.progress import guards, lease, moves, queries, reports, transition
 from app.progress.announce import announce, ring
 from app.progress.calm import Calm
 from app.progress.consumers import Backlog, Consumers
 from app.progress.fold import Report, fold
+from app.progress.guards import Maker
 from app.progress.listen import stored
-from app.progress.standing import Move, Standing
 from app.settings import Settings
-from app.states import PENDING, is_running
+from app.states import PENDING
 from workers.protocol import CANCELLED, DONE, HEARTBEAT_S, HELD, LEASE_S, REAPED, TaskId, lease_key
 
 log = structlog.get_logger()
@@ -102,7 +102,7 @@ class Reaper:
                 return
             after = rows[-1]["id"]
 
-    async def _apply(self, wanted: Mapping[UUID, Sequence[Callable[[datetime], Move]]]) -> None:
+    async def _apply(self, wanted: Mapping[UUID, Sequence[Maker]]) -> None:
         """Commit moves, made of the database's time, and tell of them."""
         if not wanted:
             return
@@ -126,7 +126,7 @@ class Reaper:
         async for rows in self._pages(
             lambda connection, after: queries.past_start_deadline(connection, now, after, PAGE)
         ):
-            await self._apply({row["id"]: [_if_unsent(moves.expire)] for row in rows if not row["sent"]})
+            await self._apply({row["id"]: [guards.if_unsent(moves.expire)] for row in rows if not row["sent"]})
 
     async def _expire_sent(self) -> None:
         now = await self._now()
@@ -137,25 +137,25 @@ class Reaper:
             late = [row for row in late if row["sent_time"] is None or self._calm.knows_of(row["sent_time"], now)]
             taken = [row for row in late if await self._take(row, CANCELLED)]
             said = await self._truth(taken)
-            await self._apply({row["id"]: [*said[row["id"]], _if_same(row, moves.expire)] for row in taken})
+            await self._apply({row["id"]: [*said[row["id"]], guards.if_same(row, moves.expire)] for row in taken})
 
     async def _end_revoked(self) -> None:
         before = await self._now() - timedelta(seconds=self._silence_s)
         async with self._database.reading() as connection:
             ids = await queries.silent_with_reason(connection, moves.REVOKED_OUTSIDE, before, PAGE)
-        await self._apply({run_id: [_if_still_revoked] for run_id in ids})
+        await self._apply({run_id: [guards.revoked_outside()] for run_id in ids})
 
     async def _reap(self) -> None:
         """Attempts that a worker had: learn of leases that we have not heard of, and lose those that ended."""
         async for rows in self._pages(lambda connection, after: queries.running(connection, after, PAGE)):
             leases = await self._lives(rows)
-            found: dict[UUID, list[Callable[[datetime], Move]]] = {}
+            found: dict[UUID, list[Maker]] = {}
             ended: list[Record] = []
             for row, (value, left_s) in zip(rows, leases, strict=True):
                 if not row["leased"]:
                     # Its STARTED never reached us, but a key of ours is there.
                     if value is not None:
-                        found[row["id"]] = [_if_same(row, _leased_with(row["retries"]))]
+                        found[row["id"]] = [guards.if_same(row, guards.leased_with(row["retries"]))]
                 elif value is None or value == REAPED:
                     if self._calm.calm and (value is not None or not self._was_given_back(row)):
                         ended.append(row)
@@ -169,19 +169,19 @@ class Reaper:
 
     async def _lose(self, rows: Sequence[Record]) -> None:
         later = await self._later_leases(rows)
-        wanted: dict[UUID, list[Callable[[datetime], Move]]] = {}
+        wanted: dict[UUID, list[Maker]] = {}
         taken: dict[UUID, str] = {}
         for row in rows:
             if row["id"] in later:
                 # A retry inside the attempt that we have not heard of: it goes on under another key.
-                wanted[row["id"]] = [_if_same(row, _leased_with(later[row["id"]]))]
+                wanted[row["id"]] = [guards.if_same(row, guards.leased_with(later[row["id"]]))]
             elif (stands := await self._taken_or_stands(row)) is not None:
                 taken[row["id"]] = stands
         lost = [row for row in rows if row["id"] in taken]
         said = await self._truth(lost)
         for row in lost:
-            ending = _cancelled if taken[row["id"]] == CANCELLED else _lost(row)
-            wanted[row["id"]] = [*said[row["id"]], _if_running(row, ending)]
+            ending = guards.cancelled if taken[row["id"]] == CANCELLED else guards.lost(row)
+            wanted[row["id"]] = [*said[row["id"]], guards.if_running(row, ending)]
         await self._apply(wanted)
 
     async def _taken_or_stands(self, row: Record) -> str | None:
@@ -223,9 +223,9 @@ class Reaper:
             if (_text(value) or "").startswith(HELD)
         }
 
-    async def _truth(self, rows: Sequence[Record]) -> dict[UUID, list[Callable[[datetime], Move]]]:
+    async def _truth(self, rows: Sequence[Record]) -> dict[UUID, list[Maker]]:
         """What the result backend says of these runs, to be folded before they are ended."""
-        said: dict[UUID, list[Callable[[datetime], Move]]] = {row["id"]: [] for row in rows}
+        said: dict[UUID, list[Maker]] = {row["id"]: [] for row in rows}
         tasks = [
             TaskId(row["id"], n)
             for row in rows
@@ -234,7 +234,7 @@ class Reaper:
         for heard in await stored(self._redis, tasks):
             report = reports.read(heard.task_id, heard.body, heard.size)
             if isinstance(report, Report):
-                said[heard.task_id.run_id].append(lambda now, report=report: fold(report, now))
+                said[heard.task_id.run_id].append(partial(fold, report))
         return said
 
     def _was_given_back(self, row: Record) -> bool:
@@ -258,13 +258,13 @@ class Reaper:
             for row, value in zip(seen, await self._leases(seen), strict=True):
                 makers = wanted[row["id"]]
                 if not ours[row["queue"]]:
-                    makers.append(lambda _: moves.explain(moves.UNHEARD))
+                    makers.append(guards.unheard)
                 elif value is None and self._calm.knows_of(row["dispatch_time"], now):
-                    makers.append(_sent_again(row))
+                    makers.append(guards.sent_again(row))
                 elif value == CANCELLED and self._doubted_long(row, value):
-                    makers.append(_if_same(row, _cancelled))
+                    makers.append(guards.if_same(row, guards.cancelled))
                 elif value in {REAPED, DONE} and self._doubted_long(row, value):
-                    makers.append(_if_same(row, _lost(row)))
+                    makers.append(guards.if_same(row, guards.lost(row)))
             await self._apply({run_id: makers for run_id, makers in wanted.items() if makers})
 
     def _patience(self, row: Record) -> timedelta:
@@ -278,52 +278,3 @@ def _text(value: Any) -> str | None:
 
 def _key(row: Mapping[str, Any]) -> str:
     return lease_key(row["id"], row["attempt"], row["retries"])
-
-
-def _guarded(holds: Callable[[Standing], bool], make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
-    """The move, refused where the run has gone on since it was read."""
-
-    def guarded(now: datetime) -> Move:
-        move = make(now)
-        return lambda standing: move(standing) if holds(standing) else None
-
-    return guarded
-
-
-def _if_unsent(make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
-    return _guarded(lambda now: now.claim_time is None and now.dispatches < now.first_dispatch, make)
-
-
-def _if_same(row: Record, make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
-    return _guarded(lambda now: (now.attempt, now.retries) == (row["attempt"], row["retries"]), make)
-
-
-def _if_running(row: Record, make: Callable[[datetime], Move]) -> Callable[[datetime], Move]:
-    return _if_same(row, _guarded(lambda now: is_running(now.state), make))
-
-
-def _if_still_revoked(now: datetime) -> Move:
-    return _guarded(
-        lambda standing: standing.reason == moves.REVOKED_OUTSIDE,
-        lambda now: moves.cancel(now, moves.REVOKED_OUTSIDE),
-    )(now)
-
-
-def _sent_again(row: Record) -> Callable[[datetime], Move]:
-    return _guarded(
-        lambda now: now.reason != moves.REVOKED_OUTSIDE,
-        lambda now: moves.redispatch(now, row["dispatches"], "lost on the way: sent again"),
-    )
-
-
-def _leased_with(retries: int) -> Callable[[datetime], Move]:
-    return lambda _: lambda standing: replace(standing, leased=True, retries=retries)
-
-
-def _cancelled(now: datetime) -> Move:
-    return moves.cancel(now, "cancelled")
-
-
-def _lost(row: Record) -> Callable[[datetime], Move]:
-    detail = f"the lease of {row['worker'] or 'its worker'} ended and no result came"
-    return lambda now: moves.lose(now, row["attempt"], detail)

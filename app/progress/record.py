@@ -112,6 +112,11 @@ class Recorder:
             self._hand = []
         return True
 
+    @property
+    def listening(self) -> bool:
+        """Whether pushes reach us now."""
+        return self._listener is not None and self._listener.connected.is_set()
+
     async def close(self) -> None:
         """Stop listening and let another recorder take over at once."""
         await self._stop_listening()

@@ -1,0 +1,69 @@
+"""Moves of the reaper, refused where a run has gone on since it was read. Pure.
+
+A `Maker` makes a move of the database's time, which is known only inside the transaction that applies it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from app.progress import moves
+from app.progress.standing import Move, Standing
+from app.states import is_running
+
+Maker: TypeAlias = Callable[[datetime], Move]
+
+
+def guarded(holds: Callable[[Standing], bool], make: Maker) -> Maker:
+    """The move, where the run stands so."""
+
+    def made(now: datetime) -> Move:
+        move = make(now)
+        return lambda standing: move(standing) if holds(standing) else None
+
+    return made
+
+
+def if_unsent(make: Maker) -> Maker:
+    return guarded(lambda now: now.claim_time is None and now.dispatches < now.first_dispatch, make)
+
+
+def if_same(row: Mapping[str, Any], make: Maker) -> Maker:
+    """Where the attempt, and Celery's retry in it, are the ones that were read."""
+    return guarded(lambda now: (now.attempt, now.retries) == (row["attempt"], row["retries"]), make)
+
+
+def if_running(row: Mapping[str, Any], make: Maker) -> Maker:
+    return if_same(row, guarded(lambda now: is_running(now.state), make))
+
+
+def revoked_outside() -> Maker:
+    return guarded(
+        lambda now: now.reason == moves.REVOKED_OUTSIDE, lambda now: moves.cancel(now, moves.REVOKED_OUTSIDE)
+    )
+
+
+def sent_again(row: Mapping[str, Any]) -> Maker:
+    return guarded(
+        lambda now: now.reason != moves.REVOKED_OUTSIDE,
+        lambda now: moves.redispatch(now, row["dispatches"], "lost on the way: sent again"),
+    )
+
+
+def leased_with(retries: int) -> Maker:
+    """Learn of a lease whose STARTED never reached us."""
+    return lambda _: lambda standing: replace(standing, leased=True, retries=retries)
+
+
+def cancelled(now: datetime) -> Move:
+    return moves.cancel(now, "cancelled")
+
+
+def lost(row: Mapping[str, Any]) -> Maker:
+    detail = f"the lease of {row['worker'] or 'its worker'} ended and no result came"
+    return lambda now: moves.lose(now, row["attempt"], detail)
+
+
+def unheard(_: datetime) -> Move:
+    return moves.explain(moves.UNHEARD)
