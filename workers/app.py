@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-import workers.presence  # noqa: F401  its signals write the presence key
+from workers.presence import SayPresence
 from workers.queues import LookForQueues, existing
 from workers.settings import Settings, SettingsError, current
 
@@ -19,6 +19,7 @@ def make_app(settings: Settings) -> Celery:
     """The worker's Celery app, current and default, with our tasks and those of the modules in `include`."""
     app = Celery("jobplane", amqp="workers.queues:AMQP", task_cls="workers.task:Task")
     app.conf.update(_configuration(settings))
+    app.steps["worker"].add(SayPresence)
     app.steps["consumer"].add(LookForQueues)
     app.set_current()
     app.set_default()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from celery.signals import worker_ready, worker_shutdown
+from celery import bootsteps
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -17,15 +17,13 @@ from workers.protocol import PRESENCE_S, PRESENCE_TTL_S, PROTOCOL_VERSION, prese
 class Presence:
     """Writes the presence key of one worker until stopped. `run_once` is one write."""
 
-    def __init__(self, consumer: Any) -> None:
-        self._consumer = consumer
-        self._key = presence_key(consumer.hostname)
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._key = presence_key(worker.hostname)
         self._start_time = datetime.now(UTC)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobplane-presence", daemon=True)
-        self._redis: Redis = Redis.from_url(
-            consumer.app.conf.result_backend, socket_timeout=2, socket_connect_timeout=2
-        )
+        self._redis: Redis = Redis.from_url(worker.app.conf.result_backend, socket_timeout=2, socket_connect_timeout=2)
 
     def start(self) -> None:
         """Begin to write, in a thread: the pool of a solo worker keeps the main one busy."""
@@ -42,13 +40,13 @@ class Presence:
 
     def describe(self) -> dict[str, Any]:
         """What the key holds."""
-        consumer = self._consumer
-        tasks, pool = consumer.task_consumer, consumer.pool
+        worker, pool = self._worker, self._worker.pool
+        consumer = getattr(worker.consumer, "task_consumer", None)
         return {
             "version": PROTOCOL_VERSION,
-            "nodename": consumer.hostname,
-            "queues": sorted(tasks.consumed) if tasks is not None else [],
-            "tasks": sorted(name for name in list(consumer.app.tasks) if not name.startswith("celery.")),
+            "nodename": worker.hostname,
+            "queues": sorted(consumer.consumed) if consumer is not None else [],
+            "tasks": sorted(name for name in list(worker.app.tasks) if not name.startswith("celery.")),
             "pool": type(pool).__module__.rpartition(".")[2],
             "concurrency": pool.num_processes,
             "pid": os.getpid(),
@@ -73,20 +71,24 @@ class Presence:
                 return
 
 
-_presence: Presence | None = None
+class SayPresence(bootsteps.StartStopStep):
+    """Writes the key from the start of a worker, also while it waits for the broker, to its end, warm or cold."""
 
+    # After the pool, so that no child is forked while our thread runs.
+    requires = ("celery.worker.components:Pool",)
 
-@worker_ready.connect(weak=False)
-def _begin(sender: Any = None, **_: object) -> None:
-    global _presence
-    if _presence is None:
-        _presence = Presence(sender)
-        _presence.start()
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._presence: Presence | None = None
 
+    def start(self, worker: Any) -> None:
+        self._presence = Presence(worker)
+        self._presence.start()
 
-@worker_shutdown.connect(weak=False)
-def _end(**_: object) -> None:
-    global _presence
-    if _presence is not None:
-        _presence.stop()
-        _presence = None
+    def stop(self, worker: Any) -> None:
+        if self._presence is not None:
+            self._presence.stop()
+            self._presence = None
+
+    def terminate(self, worker: Any) -> None:
+        self.stop(worker)

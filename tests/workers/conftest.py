@@ -1,8 +1,9 @@
 """Fixtures of the worker tests: real Celery worker processes."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +20,21 @@ def worker_process(
     broker_url: str,
     redis_url: str,
     *options: str,
-    queues: str = "work",
+    queues: str | None = "work",
     pool: str = "prefork",
     name: str = "w",
     ready: bool = True,
-    **settings: str,
+    settings: Mapping[str, str] | None = None,
 ) -> Process:
     """A worker as `jobplane worker` starts it."""
     env = {
         "JOBPLANE_WORKER_BROKER_URL": broker_url,
         "JOBPLANE_WORKER_REDIS_URL": redis_url,
         "JOBPLANE_WORKER_INCLUDE": "tests.workers.sample_tasks",
-        **{f"JOBPLANE_WORKER_{key.upper()}": value for key, value in settings.items()},
+        **{f"JOBPLANE_WORKER_{key.upper()}": value for key, value in (settings or {}).items()},
     }
-    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", queues, "-P", pool]
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-P", pool]
+    command += ["-Q", queues] if queues else []
     command += ["-n", f"{name}@test", "-l", "INFO", "--without-gossip", "--without-mingle", *options]
     process = Process(command, output_path, env=env, cwd=ROOT)
     if ready:
@@ -49,9 +51,9 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     """Start workers that end with the test: `start_worker(broker_url, redis_url, queues="a")`."""
     started: list[Process] = []
 
-    def start(broker_url: str, redis_url: str, *options: str, **settings: str) -> Process:
+    def start(broker_url: str, redis_url: str, *options: str, **named: Any) -> Process:
         path = tmp_path / f"{len(started)}-worker.log"
-        started.append(worker_process(path, broker_url, redis_url, *options, **settings))
+        started.append(worker_process(path, broker_url, redis_url, *options, **named))
         return started[-1]
 
     yield start

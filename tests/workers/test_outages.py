@@ -1,0 +1,161 @@
+"""What happens to an attempt when its worker or its Redis goes."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.embedded import Valkey
+from tests.processes import alive, wait_until
+from tests.workers.conftest import StartWorker
+from tests.workers.plane import Plane, lines
+from workers.protocol import DONE, HELD, REAPED, presence_key
+
+PlaneOn = Callable[[str, str], Plane]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_redis_killed_during_a_body(tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn, pool: str) -> None:
+    """Broker and results are gone for seconds, also when the body ends: one body, one SUCCESS."""
+    valkey = Valkey(tmp_path / "valkey")
+    valkey.start()
+    try:
+        start_worker(valkey.url, valkey.url, "-c", "2", pool=pool)
+        plane = plane_on(valkey.url, valkey.url)
+        over, within = tmp_path / "over", tmp_path / "within"
+        ends_after = plane.send("sample.steps", str(over), 40, 0.1, queue="work")
+        ends_meanwhile = plane.send("sample.steps", str(within), 15, 0.1, "MERGING", queue="work")
+        for task_id in (ends_after, ends_meanwhile):
+            plane.wait_for(task_id, "PROGRESS")
+        wait_until(lambda: plane.redis.info("persistence")["aof_pending_bio_fsync"] == 0, 3, "the file is written")
+
+        assert valkey.pid is not None
+        _kill(valkey)
+        wait_until(lambda: lines(over, "end"), 15, "the body went on without Redis")
+        valkey.start()
+
+        for task_id, path in ((ends_after, over), (ends_meanwhile, within)):
+            wait_until(
+                lambda task_id=task_id: (plane.stored(task_id) or {}).get("status") == "SUCCESS", 20, f"end of {path}"
+            )
+            wait_until(lambda task_id=task_id: plane.lease(task_id) == DONE, 10, "the lease is done")
+            assert len(lines(path, "start")) == len(lines(path, "end")) == 1
+        again = plane.send("sample.steps", str(tmp_path / "next"), 1, 0, queue="work")
+        wait_until(lambda: (plane.stored(again) or {}).get("status") == "SUCCESS", 20, "the worker serves on")
+        assert len(lines(over, "start")) == len(lines(within, "start")) == 1
+    finally:
+        valkey.stop()
+
+
+def _kill(valkey: Valkey) -> None:
+    pid = valkey.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: valkey.poll() is not None or not alive(pid), 5, "Valkey is dead")
+
+
+def test_killed_worker_leaves_its_lease(
+    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    worker, plane = start_worker(redis_url, redis_url, "-c", "1"), plane_on(redis_url, redis_url)
+    task_id = plane.send("sample.sleep", str(tmp_path / "witness"), 30.0, queue="work")
+    started = plane.wait_for(task_id, "STARTED")
+    key = presence_key("w@test")
+    wait_until(lambda: plane.redis.exists(key), 8, "presence")
+    worker.kill()
+    token = started["result"]["jobplane_lease"]["token"]
+    assert plane.lease(task_id) == f"{HELD}{token}"
+    assert 0 < plane.redis.pttl(f"jobplane:lease:{task_id.run_id}:1:0") <= 30_000
+    assert 0 < plane.redis.pttl(key) <= 15_000
+    wait_until(lambda: not alive(started["result"]["pid"]), 5, "the child died with its parent")
+
+
+def test_lost_child_is_a_failure(redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn) -> None:
+    start_worker(redis_url, redis_url, "-c", "1")
+    plane = plane_on(redis_url, redis_url)
+    task_id = plane.send("sample.sleep", str(tmp_path / "witness"), 30.0, queue="work")
+    child = plane.wait_for(task_id, "STARTED")["result"]["pid"]
+    os.kill(child, signal.SIGKILL)
+    failed = plane.wait_for(task_id, "FAILURE")
+    assert failed["result"]["exc_type"] == "WorkerLostError"
+    after = plane.send("sample.steps", str(tmp_path / "after"), 1, 0, queue="work")
+    plane.wait_for(after, "SUCCESS")
+
+
+def test_stopped_worker_hands_back_and_the_next_one_runs(
+    amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    """SIGQUIT: what is not done in time is taken up by another worker at once, not after the lease."""
+    plane = plane_on(amqp_url, redis_url)
+    _declare(plane, "work")
+    first = start_worker(amqp_url, redis_url, "-c", "1", name="first", settings={"soft_shutdown_s": "0.5"})
+    path = tmp_path / "witness"
+    task_id = plane.send("sample.steps", str(path), 20, 0.2, queue="work")
+    plane.wait_for(task_id, "PROGRESS")
+    wait_until(lambda: plane.redis.exists(presence_key("first@test")), 8, "presence")
+    first.send_signal(signal.SIGQUIT)
+    first.wait(20)
+    assert len(lines(path, "stopped SystemExit")) == 1
+    assert plane.lease(task_id) is None
+    assert not plane.redis.exists(presence_key("first@test"))
+
+    start_worker(amqp_url, redis_url, "-c", "1", name="second")
+    assert plane.wait_for(task_id, "SUCCESS", 20)["worker"] == "second@test"
+    assert len(lines(path, "start")) == 2
+    assert len(lines(path, "end")) == 1
+    assert plane.states(task_id).count("SUCCESS") == 1
+
+
+def test_warm_stop_finishes_what_runs(
+    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    worker, plane = start_worker(redis_url, redis_url, "-c", "1"), plane_on(redis_url, redis_url)
+    task_id = plane.send("sample.steps", str(tmp_path / "witness"), 10, 0.1, queue="work")
+    plane.wait_for(task_id, "STARTED")
+    assert worker.stop() == 0
+    assert plane.states(task_id)[-1] == "SUCCESS"
+    assert plane.lease(task_id) == DONE
+    assert not plane.redis.exists(presence_key("w@test"))
+
+
+def test_paused_worker_is_ended_when_it_wakes(
+    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    """SIGSTOP, reaped meanwhile, SIGCONT: the old body ends within a heartbeat and says nothing more."""
+    worker, plane = start_worker(redis_url, redis_url, "-c", "1"), plane_on(redis_url, redis_url)
+    path = tmp_path / "witness"
+    task_id = plane.send("sample.sleep", str(path), 30.0, queue="work")
+    plane.wait_for(task_id, "STARTED")
+    worker.pause()
+    plane.set_lease(task_id, REAPED)
+    worker.resume()
+    wait_until(lambda: lines(path, "stopped LeaseLost"), 8, "the old body is stopped")
+    worker.wait_for_line(f"{task_id}] ignored", timeout=5)
+    assert plane.states(task_id) == ["STARTED"]
+    assert plane.lease(task_id) == REAPED
+
+
+def test_ends_are_stored_in_order_with_what_was_said(
+    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    """No PROGRESS ever covers an end, also not one that was still waiting for its turn."""
+    start_worker(redis_url, redis_url, "-c", "2")
+    plane = plane_on(redis_url, redis_url)
+    sent = [plane.send("sample.steps", str(tmp_path / f"{n}"), 20, 0.004, queue="work") for n in range(40)]
+    for task_id in sent:
+        plane.wait_for(task_id, "SUCCESS", 30)
+    wait_until(lambda: all(plane.lease(task_id) == DONE for task_id in sent), 5, "all leases are done")
+    for task_id in sent:
+        assert plane.states(task_id)[-1] == "SUCCESS"
+        stored = plane.stored(task_id)
+        assert stored is not None
+        assert stored["status"] == "SUCCESS"
+        assert json.dumps(stored["result"]) == "20"
+
+
+def _declare(plane: Plane, queue: str) -> None:
+    with plane.celery.connection_for_write() as connection, connection.channel() as channel:
+        channel.queue_declare(queue=queue, durable=True, auto_delete=False)
