@@ -40,7 +40,10 @@ def is_public(text: str) -> bool:
 
 def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
     """Every address of a host, in the resolver's order; ValueError if one of them is not public."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise ValueError(f"url: not a host's name: {host:.100}") from None
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for address in addresses:
         if not allow_private and not is_public(address):

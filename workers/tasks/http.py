@@ -158,6 +158,8 @@ def _url(value: object) -> httpx.URL:
         raise ValueError("url: must begin with http:// or https://")
     if not url.host:
         raise ValueError("url: names no host")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise ValueError(f"url: no such port: {url.port}")
     if url.userinfo:
         raise ValueError("url: must not hold a user name or password; send them in a header")
     return url
