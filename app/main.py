@@ -1,9 +1,14 @@
 """Builds the API: its parts for as long as it lives, its routers, and what surrounds every request."""
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from typing import Final
 
+import asyncpg
+import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
@@ -12,15 +17,21 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from starlette.middleware.gzip import GZipMiddleware
 
+from app import faults, log
 from app.api import documents, feed, health, job_actions, jobs, problems, queues, runs
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
-from app.database import Database
+from app.database import AWAY, Database
 from app.dispatch import broker
 from app.feed.hub import Hub
+from app.feed.server import Server, config
 from app.settings import Settings
 
+logger = structlog.get_logger()
+
+#: A start waits this long for a database that is not there, or not migrated, before it gives up.
+_WAIT_FOR_DATABASE_S: Final = 30.0
 #: Room for a definition around its args and kwargs, so that too large args are named and not just the body.
 _BODY_LIMIT = 4 * 1024 * 1024
 
@@ -51,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     documents.install(app)
     api = APIRouter(prefix="/api/v1")
-    for router in (jobs.router, job_actions.router, job_actions.previews, runs.router, queues.router):
+    for router in (jobs.router, job_actions.router, job_actions.previews, runs.router, queues.router, feed.router):
         api.include_router(router)
     app.include_router(api)
     app.include_router(feed.router)
@@ -63,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
-        database = await Database.connect(settings, "api")
+        database = await _connect(settings)
         stack.push_async_callback(database.close)
         redis = _redis(settings)
         stack.push_async_callback(redis.aclose)
@@ -75,6 +86,27 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.probes = probes
         app.state.plane = Plane(settings, database, redis, hub)
         yield
+
+
+async def _connect(settings: Settings) -> Database:
+    """The database, once it answers and is migrated."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _WAIT_FOR_DATABASE_S
+    while True:
+        database: Database | None = None
+        try:
+            database = await Database.connect(settings, "api")
+            async with database.reading() as connection:
+                await connection.fetchval("SELECT epoch FROM plane")
+        except (*AWAY, asyncpg.UndefinedTableError) as error:
+            if database is not None:
+                await database.close()
+            if loop.time() > deadline:
+                raise
+            logger.warning("waiting_for_database", problem=str(error))
+            await asyncio.sleep(1)
+        else:
+            return database
 
 
 def _redis(settings: Settings) -> Redis:
@@ -91,3 +123,27 @@ def _redis(settings: Settings) -> Redis:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+def serve(settings: Settings) -> None:
+    """Run an API process until SIGTERM or SIGINT; sockets are told to reconnect elsewhere first.
+
+    SystemExit if it cannot start.
+    """
+    log.configure(settings, "api")
+    faults.arm(settings.faults)
+    app = create_app(settings)
+
+    async def drain() -> None:
+        if hasattr(app.state, "plane"):
+            await app.state.plane.hub.drain()
+
+    # Our own log lines tell of each request that failed; uvicorn's would repeat every one that did not.
+    options = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
+    server = Server(config(app, host=settings.host, port=settings.port, **options, timeout_keep_alive=75), drain)
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn handles them while it runs, and gives them back behind it: then everything is ended already.
+        signal.signal(asked, lambda *_: None)
+    server.run()
+    if not server.started:
+        raise SystemExit(3)

@@ -1,0 +1,193 @@
+"""`jobplane up`: the whole plane on the embedded servers, as a person starts it."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.acceptance.plane import HERE, JOBPLANE, Api
+from tests.acceptance.watching import Watcher
+from tests.processes import Process, wait_until
+
+pytestmark = pytest.mark.acceptance
+
+TIMES = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A data folder; what root's PostgreSQL keeps elsewhere for it goes with it."""
+    data = tmp_path / "data"
+    yield data
+    location = data / "postgres.location"
+    if location.exists():
+        place = Path(location.read_text().strip())
+        shutil.rmtree(place, ignore_errors=True)
+        place.with_name(place.name + ".lock").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def up(start_process: Callable[..., Process], folder: Path) -> Callable[..., tuple[Process, Api]]:
+    def start(*options: str) -> tuple[Process, Api]:
+        process = start_process(
+            [*JOBPLANE, "up", "--port", "0", "--data-dir", folder, *options],
+            name="up",
+            env={"JOBPLANE_WORKER_INCLUDE": "tests.acceptance.bodies"},
+            cwd=HERE.parent.parent,
+        )
+        process.wait_for_line("jobplane is up", 60)
+        line = process.wait_for_line("API and docs", 5)
+        found = re.search(r"http://\S+:\d+", line)
+        assert found
+        return process, Api(found[0])
+
+    return start
+
+
+def tree(process: Process) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_twenty_seconds_twenty_runs_followed_by_socket_and_by_polling(up: Callable[..., tuple[Process, Api]]) -> None:
+    _, api = up()
+    first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+    trigger = {
+        "type": "interval",
+        "every_s": 1,
+        "start_time": first.isoformat(),
+        "end_time": (first + timedelta(seconds=TIMES - 1)).isoformat(),
+    }
+    with Watcher(api.socket, query="interval_ms=50") as watcher:
+        wait_until(lambda: watcher.live, 10, "the feed is live")
+        job = api.post(
+            "/jobs",
+            {
+                "name": "each-second",
+                "task": "test.steps",
+                "kwargs": {"count": 3, "step_s": 0.2},
+                "trigger": trigger,
+                "overlap": "allow",
+            },
+            201,
+        )
+        polled: dict[str, list[dict[str, Any]]] = {}
+        deadline = time.monotonic() + TIMES + 40
+        while time.monotonic() < deadline:
+            runs = list(api.every("/runs", job_id=job["id"]))
+            for run in runs:
+                values = polled.setdefault(run["id"], [])
+                if not values or run["version"] > values[-1]["version"]:
+                    values.append(run)
+            if len(runs) == TIMES and all(run["end_time"] for run in runs):
+                break
+            time.sleep(0.05)
+        wait_until(
+            lambda: sum(values[-1]["state"] == "SUCCESS" for values in watcher.seen().values()) == TIMES,
+            5,
+            "a terminal frame of every run",
+        )
+        streamed = watcher.seen()
+    assert len(polled) == TIMES
+    assert sorted(values[-1]["scheduled_time"] for values in polled.values()) == [
+        (first + timedelta(seconds=n)).strftime("%Y-%m-%dT%H:%M:%SZ") for n in range(TIMES)
+    ]
+    for seen in (polled, streamed):
+        assert len(seen) == TIMES
+        for values in seen.values():
+            assert values[-1]["state"] == "SUCCESS", values[-1]
+            assert values[-1]["result"] == {"steps": 3}
+            steps = [value["progress"]["current"] for value in values if value["state"] == "PROGRESS"]
+            assert steps, "PROGRESS was seen"
+            assert steps == sorted(steps)
+    ledger = api.get(
+        f"/jobs/{job['id']}/ledger",
+        **{"from": trigger["start_time"], "to": (first + timedelta(seconds=TIMES)).isoformat()},
+    )
+    assert (ledger["scheduled"], ledger["runs"], ledger["skipped"]) == (TIMES, TIMES, 0)
+
+
+def test_a_second_start_is_refused_while_the_first_runs_and_finds_its_data_after(
+    up: Callable[..., tuple[Process, Api]], start_process: Callable[..., Process], folder: Path
+) -> None:
+    process, api = up()
+    job = api.job("kept", "test.add", 3600, args=[1, 2])
+    second = start_process([*JOBPLANE, "up", "--port", "0", "--data-dir", folder], name="second")
+    assert second.wait(20) == 2
+    assert second.output().strip() == f"jobplane: jobplane is already running in {folder}"
+    children = tree(process)
+    assert len(children) >= 5
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(15) == 0
+    assert time.monotonic() - began < 10
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    began = time.monotonic()
+    _, api = up()
+    assert time.monotonic() - began < 30, "see the note of the release for measured times"
+    assert api.get(f"/jobs/{job['id']}")["name"] == "kept"
+
+
+def test_a_part_that_dies_is_started_again_and_said_so(up: Callable[..., tuple[Process, Api]]) -> None:
+    process, api = up()
+    victims = {
+        "postgres": lambda child: child.name() == "postgres",
+        "valkey": lambda child: "valkey" in child.name(),
+        "scheduler": lambda child: "scheduler" in child.cmdline(),
+        "worker": lambda child: "celery" in child.cmdline(),
+        "api": lambda child: "api" in child.cmdline(),
+    }
+    for name, fits in victims.items():
+        children = psutil.Process(process.pid).children()
+        next(child for child in children if fits(child)).kill()
+        process.wait_for_line(f"{name} ended (SIGKILL) and is started again", 20)
+        wait_until(api.ready, 40, f"ready again after {name} was killed")
+        run = api.post("/runs", {"task": "test.add", "args": [1, 2]}, 201)
+        ended = wait_until(
+            lambda run=run: (found := api.get(f"/runs/{run['id']}"))["end_time"] and found, 60, f"a run after {name}"
+        )
+        assert ended["result"] == 3
+
+
+def test_killing_it_leaves_no_process(up: Callable[..., tuple[Process, Api]]) -> None:
+    process, _ = up()
+    children = tree(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    wait_until(
+        lambda: not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE],
+        20,
+        "every process is gone",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--host", "0.0.0.0"], "JOBPLANE_HOST: 0.0.0.0 can be reached by others"),
+        (["--broker", "http://x"], "JOBPLANE_BROKER_URL: must begin with amqp://"),
+        (["--port", "99999"], "JOBPLANE_PORT: Input should be less than or equal to 65535"),
+    ],
+)
+def test_a_wrong_setting_ends_it_with_one_line(
+    start_process: Callable[..., Process], folder: Path, options: list[str], line: str
+) -> None:
+    process = start_process([*JOBPLANE, "up", "--data-dir", folder, *options], name="up")
+    assert process.wait(20) == 2
+    assert process.output().startswith(f"jobplane: {line}")
+    assert len(process.output().strip().splitlines()) == 1
+
+
+def test_a_folder_named_workers_is_told(start_process: Callable[..., Process], tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    process = start_process([sys.executable, "-P", "-m", "app.cli", "worker", "-Q", "a"], name="worker", cwd=tmp_path)
+    assert process.wait(20) == 2
+    assert "hides jobplane's package of that name" in process.output()
