@@ -58,55 +58,75 @@ class Invalid(JobplaneError):
 
 
 class NotFound(JobplaneError):
+    """There is nothing under this address, or it was deleted."""
+
     status = 404
     type = "not-found"
     title = "Not found"
 
 
 class Conflict(JobplaneError):
+    """The state of things forbids what was asked; `detail` says which."""
+
     status = 409
     type = "conflict"
     title = "Conflict"
 
 
 class NameTaken(Conflict):
+    """Another job of the namespace, or another queue of the plane, has this name."""
+
     type = "name-taken"
     title = "Name taken"
 
 
 class QueueInUse(Conflict):
+    """Jobs name this queue, or runs on it have not ended; they would have nowhere to go."""
+
     type = "queue-in-use"
     title = "Queue in use"
 
 
 class RunEnded(Conflict):
+    """The run is in a terminal state, and that never changes."""
+
     type = "run-ended"
     title = "The run has ended"
 
 
 class RunStarted(Conflict):
+    """A worker that holds no lease of the plane has the run; it cannot be taken away from there."""
+
     type = "run-started"
     title = "The run has started"
 
 
 class PreconditionFailed(JobplaneError):
+    """`If-Match` names a version that is not the current one: read the resource again, then decide."""
+
     status = 412
     type = "precondition-failed"
     title = "Precondition failed"
 
 
 class BadRequest(JobplaneError):
+    """The request cannot be understood."""
+
     status = 400
     type = "bad-request"
     title = "Bad request"
 
 
 class CursorMismatch(BadRequest):
+    """`cursor` came from another list, or from this one with other filters: begin at the first page."""
+
     type = "cursor-mismatch"
     title = "Cursor of another list"
 
 
 class Unavailable(JobplaneError):
+    """A part that is needed for this is away or busy. Nothing was written; `Retry-After` says when to try again."""
+
     status = 503
     type = "unavailable"
     title = "Unavailable"

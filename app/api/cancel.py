@@ -1,8 +1,8 @@
 """Cancelling a run: the lease first, the row second.
 
-A run that nobody was given yet just ends. Once it was claimed for dispatch, a worker may have it: whoever holds its
-lease or comes to take it must find `cancelled` there before the row says REVOKED, or a body would go on behind an ended
-run. A stock worker knows no lease; what it has started cannot be taken from it.
+A run that dispatch never looked at just ends. Otherwise a worker may have it, also when the broker never confirmed it:
+whoever holds its lease or comes to take it must find `cancelled` there before the row says REVOKED, or a body would go
+on behind an ended run. A stock worker knows no lease; what it has started cannot be taken from it.
 """
 
 from datetime import datetime
@@ -50,13 +50,8 @@ async def cancel_run(plane: Plane, run_id: UUID, caller: Caller) -> tuple[Record
 
 
 def _untouched(standing: Standing) -> bool:
-    """Whether no message of this attempt can exist."""
-    return (
-        standing.state == PENDING
-        and standing.claim_time is None
-        and standing.dispatch_time is None
-        and standing.dispatches < standing.first_dispatch
-    )
+    """Whether no message of this run can exist: a claim that was given back has left its reason, and so a version."""
+    return standing.version == 1 and standing.claim_time is None
 
 
 async def _take_leases(plane: Plane, seen: Standing) -> None:

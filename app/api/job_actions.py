@@ -16,6 +16,7 @@ from app.api.idempotency import KeyOf
 from app.api.jobs import settled
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunFilter, page_of_runs
+from app.api.schemas.fields import NothingIn
 from app.api.schemas.jobs import JobOut, LedgerOut, PauseIn, PreviewIn, TimesOut, TriggerNowIn
 from app.api.schemas.runs import RunOut, RunPage
 from app.api.views import job_view
@@ -44,7 +45,7 @@ async def pause_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: PauseI
 
 
 @router.post("/resume", response_model=JobOut, responses=writing(404))
-async def resume_job(plane: PlaneOf, job_id: UUID) -> Response:
+async def resume_job(plane: PlaneOf, job_id: UUID, body: NothingIn | None = None) -> Response:
     """The schedule goes on from now; the times since the pause are accounted for as skipped."""
 
     async def effect(connection: Connection, now: datetime) -> Done:

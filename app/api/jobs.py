@@ -159,7 +159,7 @@ async def _locked(connection: Connection, job_id: UUID, if_match: IfMatch) -> Re
 
 async def _edit(connection: Connection, now: datetime, job: Record, definition: Definition, author: str) -> Done:
     """The locked job with this definition; the old one is settled first, unless both are equal."""
-    if Definition.of(job) == definition:
+    if Definition.of(job) == definition and job["problem"] is None:
         return _done(await definitions.found(connection, job["id"]))
     job, runs = await settled(connection, now, job["id"])
     return _done(await definitions.edit(connection, now, job, definition, author), runs=runs)

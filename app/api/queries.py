@@ -143,7 +143,7 @@ async def plane_figures(connection: Connection) -> Record:
         await connection.fetchrow(
             """
             SELECT outbox.*, due.*, (
-                SELECT count(*) FROM processes WHERE kind = 'scheduler' AND beat_time > now() - interval '15 s'
+                SELECT count(*) FROM processes WHERE kind = 'scheduler' AND beat_time > now() - interval '10 s'
             ) AS schedulers
             FROM (
                 SELECT count(*) AS waiting,

@@ -1,7 +1,7 @@
 """`/runs`: list, ad-hoc run, one run and its news, its events, retry and cancel."""
 
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
@@ -16,6 +16,7 @@ from app.api.idempotency import KeyOf
 from app.api.job_actions import made
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunQuery, page_of_runs
+from app.api.schemas.fields import NothingIn
 from app.api.schemas.runs import CancelIn, EventPage, RunIn, RunOut, RunPageWithCursor
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, new_id
@@ -24,6 +25,22 @@ from app.feed.queries import where_we_are
 from app.progress.transition import NewRun, create
 from app.progress.view import run_view
 from app.schedule.definitions import check_queue
+
+#: What a retry takes from the run before it.
+_SAME_WORK: Final = (
+    "namespace",
+    "task",
+    "args",
+    "kwargs",
+    "queue",
+    "priority",
+    "retry",
+    "time_limit_s",
+    "soft_time_limit_s",
+    "job_id",
+    "job_version",
+    "job_name",
+)
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=JsonRoute)
 
@@ -111,7 +128,9 @@ async def list_run_events(plane: PlaneOf, run_id: UUID, query: Annotated[EventQu
 
 
 @router.post("/{run_id}/retry", response_model=RunOut, status_code=201, responses=writing(404, 409))
-async def retry_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, key: KeyOf) -> Response:
+async def retry_run(
+    plane: PlaneOf, caller: CallerOf, run_id: UUID, key: KeyOf, body: NothingIn | None = None
+) -> Response:
     """A new run of the same work, once this one has ended."""
 
     async def effect(connection: Connection, now: datetime) -> Done:
@@ -130,22 +149,6 @@ async def retry_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, key: KeyOf) 
         return made(await create(connection, now, [run]))
 
     return await write(plane, effect, key)
-
-
-_SAME_WORK = (
-    "namespace",
-    "task",
-    "args",
-    "kwargs",
-    "queue",
-    "priority",
-    "retry",
-    "time_limit_s",
-    "soft_time_limit_s",
-    "job_id",
-    "job_version",
-    "job_name",
-)
 
 
 @router.post(

@@ -39,6 +39,10 @@ class In(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class NothingIn(In):
+    """No member is known here."""
+
+
 class Out(BaseModel):
     """A body that goes out."""
 
