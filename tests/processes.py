@@ -18,7 +18,10 @@ POLL_S = 0.05
 
 
 class Process:
-    """One program in a session of its own, its output in a file; ends with the test run, whatever happens to that."""
+    """One program in a session of its own, its output in a file; ends with the test run, whatever happens to that.
+
+    `user` is the id of another user (and group) to run it as; only root may ask for that.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class Process:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        user: int | None = None,
     ) -> None:
         self.command = [str(part) for part in command]
         self.output_path = output_path
@@ -39,6 +43,9 @@ class Process:
                 cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
                 start_new_session=True,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
                 preexec_fn=dies_with_parent(signal.SIGKILL),
             )
 
