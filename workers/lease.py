@@ -33,7 +33,7 @@ AWAY: Final = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOn
 
 #: At most this often does the newest progress of one attempt go out.
 NEWS_S: Final = 0.1
-#: So long after a failed try is Redis left alone.
+#: So long after a failed try is Redis left alone, at most.
 _PAUSE_S: Final = 1.0
 #: Longest that one command may hold up a body.
 _COMMAND_S: Final = 2.0
@@ -114,7 +114,8 @@ class Attempt:
         self._voice = threading.Lock()
         self._news: Callable[[], str] | None = None
         self._next_time = 0.0
-        self._pause_end = 0.0
+        #: Set while Redis is away: then only the heartbeat thread tries to say news, and not before this time.
+        self._retry_time: float | None = None
 
     def check(self) -> None:
         """Raise LeaseLost or Cancelled if this attempt may not speak any more. Costs nothing."""
@@ -130,11 +131,11 @@ class Attempt:
     def tell(self, encode: Callable[[], str], *, at_once: bool) -> None:
         """Say the newest progress: now, or by the heartbeat thread as soon as the throttle or Redis allows.
 
-        Older news that is still waiting is replaced. Never waits longer than one command's time-out.
+        Older news that is still waiting is replaced. Waits for one command's time-out in each outage, and no longer.
         """
         self.check()
         now = time.monotonic()
-        if now < self._pause_end or (now < self._next_time and not at_once):
+        if self._retry_time is not None or (now < self._next_time and not at_once):
             waiting, self._news = self._news, encode
             if waiting is None:
                 self.keeper.wake()
@@ -170,7 +171,9 @@ class Attempt:
     @property
     def news_time(self) -> float:
         """When waiting news may go out, on the monotonic clock; infinity if none waits."""
-        return max(self._next_time, self._pause_end) if self._news is not None else float("inf")
+        if self._news is None:
+            return float("inf")
+        return self._next_time if self._retry_time is None else self._retry_time
 
     def execute(self, body: Callable[[], T]) -> T:
         """Run the body; Ignore, so that Celery stores nothing, if the lease was lost meanwhile."""
@@ -211,9 +214,10 @@ class Attempt:
             self._next_time = now + NEWS_S
             self._news = None
             self._hear(self.keeper.say(self, encode()))
+            self._retry_time = None
         except AWAY as error:
             self.keeper.note(error)
-            self._pause_end = time.monotonic() + _PAUSE_S
+            self._retry_time = time.monotonic() + _PAUSE_S
             self._news = self._news or encode
             self.keeper.wake()
 

@@ -1,6 +1,7 @@
 """One attempt, one body: leases, reports and their ends, in every pool that Celery offers us."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,30 @@ def test_progress_is_throttled_and_the_newest_goes_out(worker: Worker) -> None:
     assert told[-1] == 5000
     assert len(told) <= 3 + result["spent_s"] / 0.1
     assert result["spent_s"] < 2
+
+
+def test_digest_of_a_real_folder(worker: Worker, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for n in range(60):
+        (root / f"{n}.bin").write_bytes(bytes([n]) * 1024**2)
+    task_id = worker.plane.send("files.digest", str(root), queue="work")
+    result = worker.plane.wait_for(task_id, "SUCCESS")["result"]
+    shell = f"(cd {root} && find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 -r sha256sum --) | sha256sum"
+    printed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert result == {"files": 60, "bytes": 60 * 1024**2, "sha256": printed.split()[0]}
+    told = [each["result"] for each in worker.plane.reports(task_id) if each["status"] == "PROGRESS"]
+    assert told[0] == {"current": 0, "total": 60 * 1024**2}
+    assert told[-1] == {"current": 60 * 1024**2, "total": 60 * 1024**2}
+
+
+def test_wrong_argument_is_a_failure_that_names_it(worker: Worker) -> None:
+    refused = worker.plane.send("http.request", "GET", "http://169.254.169.254/latest/meta-data/", queue="work")
+    failed = worker.plane.wait_for(refused, "FAILURE")
+    assert failed["result"]["exc_type"] == "ValueError"
+    assert "url: 169.254.169.254" in failed["result"]["exc_message"][0]
+    missing = worker.plane.send("files.digest", str(Path("/no/such/folder")), queue="work")
+    assert "path: no such folder" in worker.plane.wait_for(missing, "FAILURE")["result"]["exc_message"][0]
 
 
 def test_stock_message_runs_as_in_a_stock_worker(worker: Worker, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from app.embedded import Valkey
 from tests.processes import alive, wait_until
+from tests.proxy import TcpProxy
 from tests.workers.conftest import StartWorker
 from tests.workers.plane import Plane, lines
 from workers.protocol import DONE, HELD, REAPED, presence_key
@@ -107,6 +109,30 @@ def test_stopped_worker_hands_back_and_the_next_one_runs(
     assert len(lines(path, "start")) == 2
     assert len(lines(path, "end")) == 1
     assert plane.states(task_id).count("SUCCESS") == 1
+
+
+def test_broker_lost_during_a_body(
+    amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    """RabbitMQ delivers again what it thinks is lost; the body that still runs is the only one."""
+    plane = plane_on(amqp_url, redis_url)
+    _declare(plane, "work")
+    target = urlsplit(amqp_url)
+    assert target.port is not None
+    with TcpProxy("127.0.0.1", target.port) as proxy:
+        url = amqp_url.replace(str(target.port), str(proxy.port))
+        worker = start_worker(url, redis_url, "-c", "2")
+        path = tmp_path / "witness"
+        task_id = plane.send("sample.steps", str(path), 40, 0.1, queue="work")
+        plane.wait_for(task_id, "PROGRESS")
+        proxy.cut()
+        proxy.restore()
+        worker.wait_for_line(f"{task_id}] ignored", timeout=20)
+        plane.wait_for(task_id, "SUCCESS", 20)
+        after = plane.send("sample.steps", str(tmp_path / "after"), 1, 0, queue="work")
+        plane.wait_for(after, "SUCCESS", 20)
+    assert len(lines(path, "start")) == len(lines(path, "end")) == 1
+    assert plane.states(task_id).count("SUCCESS") == plane.states(task_id).count("STARTED") == 1
 
 
 def test_warm_stop_finishes_what_runs(

@@ -1,0 +1,168 @@
+"""The lease itself, in this process and on a real Valkey."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery.exceptions import Ignore
+from redis import Redis
+
+from app.embedded import Valkey
+from tests.processes import wait_until
+from workers.lease import Attempt, Cancelled, Keeper, LeaseLost
+from workers.protocol import CANCELLED, DONE, REAPED
+
+
+@pytest.fixture
+def keeper(redis_url: str) -> Iterator[Keeper]:
+    made = Keeper(redis_url)
+    yield made
+    made.redis.close()
+
+
+def taken(keeper: Keeper, name: str = "one") -> Attempt:
+    attempt = Attempt(keeper, f"celery-task-meta-{name}", 60, f"lease:{name}")
+    keeper.take(attempt, '{"status": "STARTED"}')
+    return attempt
+
+
+def test_lease_goes_to_one_of_many(keeper: Keeper) -> None:
+    attempts = [Attempt(keeper, "celery-task-meta-one", 60, "lease:one") for _ in range(20)]
+    threads = [threading.Thread(target=keeper.take, args=(attempt, "{}")) for attempt in attempts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    holders = [attempt for attempt in attempts if attempt.lost is None]
+    assert len(holders) == 1
+    assert keeper.redis.get("lease:one") == holders[0].held
+    assert {attempt.lost for attempt in attempts} == {None, holders[0].held}
+
+
+def test_take_may_be_repeated_after_a_lost_answer(keeper: Keeper) -> None:
+    attempt = taken(keeper)
+    keeper.take(attempt, "{}")
+    assert attempt.lost is None
+
+
+def test_heartbeat_renews_and_takes_again_what_redis_lost(keeper: Keeper) -> None:
+    attempt = taken(keeper)
+    keeper.redis.pexpire("lease:one", 500)
+    keeper.run_once()
+    assert keeper.redis.pttl("lease:one") > 25_000
+    keeper.redis.flushdb()
+    keeper.run_once()
+    assert keeper.redis.get("lease:one") == attempt.held
+    assert attempt.lost is None
+
+
+@pytest.mark.parametrize(("value", "kind"), [(REAPED, LeaseLost), (CANCELLED, Cancelled), ("held:other", LeaseLost)])
+def test_foreign_value_silences_the_attempt(keeper: Keeper, value: str, kind: type[BaseException]) -> None:
+    attempt = taken(keeper)
+    keeper.redis.set("lease:one", value)
+    with pytest.raises(kind):
+        attempt.tell(lambda: '{"status": "PROGRESS"}', at_once=True)
+    with pytest.raises(kind):
+        attempt.insist(lambda: '{"status": "MERGING"}')
+    assert keeper.redis.get("celery-task-meta-one") == '{"status": "STARTED"}'
+    with pytest.raises(Ignore):
+        attempt.execute(lambda: "a result")
+    attempt.end(finished=True)
+    assert keeper.redis.get("lease:one") == value
+
+
+def test_end_is_done_and_hand_back_is_nothing(keeper: Keeper) -> None:
+    taken(keeper, "done").end(finished=True)
+    taken(keeper, "back").end(finished=False)
+    keeper.run_once()
+    assert keeper.redis.get("lease:done") == DONE
+    assert keeper.redis.pttl("lease:done") > 23 * 3600 * 1000
+    assert keeper.redis.get("lease:back") is None
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_end_is_never_covered(keeper: Keeper, status: str) -> None:
+    attempt = taken(keeper)
+    keeper.redis.set("celery-task-meta-one", f'{{"status": "{status}"}}')
+    with pytest.raises(LeaseLost):
+        attempt.tell(lambda: '{"status": "PROGRESS"}', at_once=True)
+    assert status in str(keeper.redis.get("celery-task-meta-one"))
+
+
+@pytest.mark.parametrize("old", ["", "[]", "not json", '"text"', "[" * 2000])
+def test_what_stands_there_need_not_be_a_report(keeper: Keeper, old: str) -> None:
+    keeper.redis.set("celery-task-meta-one", old)
+    assert taken(keeper).lost is None
+
+
+def test_interrupt_never_escapes_the_body(keeper: Keeper) -> None:
+    """Bodies that end just when they are interrupted, in the main thread (by signal) and in another."""
+
+    def bodies(name: str) -> None:
+        for n in range(150):
+            attempt = taken(keeper, f"{name}{n}")
+            length_s = random.random() * 0.002
+
+            def body(length_s: float = length_s) -> None:
+                end = time.monotonic() + length_s
+                while time.monotonic() < end:
+                    pass
+
+            lose = threading.Timer(random.random() * 0.002, _lose, [attempt])
+            lose.start()
+            try:
+                attempt.execute(body)
+            except Ignore:
+                assert attempt.lost == REAPED
+            lose.join()
+            attempt.end(finished=True)
+
+    failures: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            bodies("thread")
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    try:
+        bodies("main")
+    finally:
+        thread.join(60)
+        signal.signal(signal.SIGURG, signal.SIG_DFL)
+    assert failures == []
+
+
+def _lose(attempt: Attempt) -> None:
+    attempt.lose(REAPED)
+    for _ in range(3):
+        attempt.interrupt()
+
+
+def test_news_waits_while_redis_is_away_and_the_newest_comes_after(tmp_path: Path) -> None:
+    """Frozen, so that each command runs into its time-out: the body pays for one of them."""
+    valkey = Valkey(tmp_path / "valkey")
+    valkey.start()
+    try:
+        keeper = Keeper(valkey.url)
+        attempt = taken(keeper)
+        assert valkey.pid is not None
+        os.kill(valkey.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        for n in range(1000):
+            attempt.tell(lambda n=n: f'{{"status": "PROGRESS", "n": {n}}}', at_once=True)
+        assert time.monotonic() - start < 3
+        os.kill(valkey.pid, signal.SIGCONT)
+        with Redis.from_url(valkey.url, decode_responses=True) as client:
+            wait_until(lambda: '"n": 999' in str(client.get("celery-task-meta-one")), 6, "the newest was said")
+        attempt.end(finished=True)
+        keeper.redis.close()
+    finally:
+        valkey.stop()
