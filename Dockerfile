@@ -17,9 +17,9 @@ RUN ["python", "-m", "hatchling", "build", "-t", "wheel", "-d", "/build/dist"]
 FROM tools AS environment
 COPY requirements.txt ./
 RUN ["python", "-m", "venv", "--without-pip", "/opt/jobplane"]
-RUN ["uv", "pip", "install", "--python", "/opt/jobplane/bin/python", "--link-mode", "copy", "--compile-bytecode", "--require-hashes", "--no-build", "-r", "requirements.txt"]
+RUN ["uv", "pip", "install", "--python", "/opt/jobplane/bin/python", "--compile-bytecode", "--require-hashes", "--no-build", "-r", "requirements.txt"]
 COPY --from=wheel /build/dist ./dist
-RUN ["uv", "pip", "install", "--python", "/opt/jobplane/bin/python", "--link-mode", "copy", "--compile-bytecode", "--no-deps", "--no-index", "--find-links", "/build/dist", "jobplane"]
+RUN ["uv", "pip", "install", "--python", "/opt/jobplane/bin/python", "--compile-bytecode", "--no-deps", "--no-index", "--find-links", "/build/dist", "jobplane"]
 
 FROM python:${PYTHON} AS runtime
 LABEL org.opencontainers.image.title="jobplane" \
