@@ -6,12 +6,15 @@ after it is back, the absence of a lease says nothing.
 
 import time
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from redis.asyncio import Redis
 
 log = structlog.get_logger()
+
+#: Looks are seconds apart. After a longer gap than this we stood still ourselves, and do not know what happened.
+_BLIND_S: Final = 15.0
 
 
 class Calm:
@@ -39,7 +42,7 @@ class Calm:
             # Its own uptime is in whole seconds, rounded down.
             self._up_since = now - int(info["uptime_in_seconds"])
             self._calm_at = now + self._grace_s
-        elif self._looked_at is None or now - self._looked_at > self._grace_s / 2:
+        elif self._looked_at is None or now - self._looked_at > _BLIND_S:
             self._up_since = now
             self._calm_at = now + self._grace_s
         self._server, self._looked_at = server, now

@@ -87,6 +87,11 @@ class Reaper:
         self._ends = {key: at for key, at in self._ends.items() if now < at}
         return False
 
+    @property
+    def calm(self) -> bool:
+        """Whether the absence of a lease is believed now."""
+        return self._calm.calm
+
     async def _now(self) -> datetime:
         async with self._database.reading() as connection:
             return await clock(connection)
