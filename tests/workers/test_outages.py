@@ -3,29 +3,41 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from redis import Redis
 
 from app.embedded import Valkey
-from tests.processes import alive, wait_until
+from tests.processes import Process, alive, wait_until
 from tests.proxy import TcpProxy
-from tests.workers.conftest import StartWorker
+from tests.workers.conftest import StartWorker, worker_process
 from tests.workers.plane import Plane, lines
 from workers.protocol import DONE, HELD, REAPED, presence_key
 
 PlaneOn = Callable[[str, str], Plane]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_redis_killed_during_a_body(tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn, pool: str) -> None:
+@pytest.fixture(scope="module")
+def shared(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Plane]]:
+    """One worker for the tests that leave it alive."""
+    url = f"{valkey_server.url.rpartition('/')[0]}/63"
+    with Redis.from_url(url) as client:
+        client.flushdb()
+    path = tmp_path_factory.mktemp("shared") / "worker.log"
+    with worker_process(path, url, url, "-c", "2") as process, Plane(url, url) as plane:
+        yield process, plane
+        print(process.output()[-6000:])
+
+
+def test_redis_killed_during_a_body(tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn) -> None:
     """Broker and results are gone for seconds, also when the body ends: one body, one SUCCESS."""
     valkey = Valkey(tmp_path / "valkey")
     valkey.start()
     try:
-        start_worker(valkey.url, valkey.url, "-c", "2", pool=pool)
+        start_worker(valkey.url, valkey.url, "-c", "2")
         plane = plane_on(valkey.url, valkey.url)
         over, within = tmp_path / "over", tmp_path / "within"
         ends_after = plane.send("sample.steps", str(over), 40, 0.1, queue="work")
@@ -75,9 +87,8 @@ def test_killed_worker_leaves_its_lease(
     wait_until(lambda: not alive(started["result"]["pid"]), 5, "the child died with its parent")
 
 
-def test_lost_child_is_a_failure(redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn) -> None:
-    start_worker(redis_url, redis_url, "-c", "1")
-    plane = plane_on(redis_url, redis_url)
+def test_lost_child_is_a_failure(shared: tuple[Process, Plane], tmp_path: Path) -> None:
+    _, plane = shared
     task_id = plane.send("sample.sleep", str(tmp_path / "witness"), 30.0, queue="work")
     child = plane.wait_for(task_id, "STARTED")["result"]["pid"]
     os.kill(child, signal.SIGKILL)
@@ -95,7 +106,7 @@ def test_stopped_worker_hands_back_and_the_next_one_runs(
     _declare(plane, "work")
     first = start_worker(amqp_url, redis_url, "-c", "1", name="first", settings={"soft_shutdown_s": "0.5"})
     path = tmp_path / "witness"
-    task_id = plane.send("sample.steps", str(path), 20, 0.2, queue="work")
+    task_id = plane.send("sample.steps", str(path), 15, 0.15, queue="work")
     plane.wait_for(task_id, "PROGRESS")
     wait_until(lambda: plane.redis.exists(presence_key("first@test")), 8, "presence")
     first.send_signal(signal.SIGQUIT)
@@ -147,11 +158,9 @@ def test_warm_stop_finishes_what_runs(
     assert not plane.redis.exists(presence_key("w@test"))
 
 
-def test_paused_worker_is_ended_when_it_wakes(
-    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
-) -> None:
+def test_paused_worker_is_ended_when_it_wakes(shared: tuple[Process, Plane], tmp_path: Path) -> None:
     """SIGSTOP, reaped meanwhile, SIGCONT: the old body ends within a heartbeat and says nothing more."""
-    worker, plane = start_worker(redis_url, redis_url, "-c", "1"), plane_on(redis_url, redis_url)
+    worker, plane = shared
     path = tmp_path / "witness"
     task_id = plane.send("sample.sleep", str(path), 30.0, queue="work")
     plane.wait_for(task_id, "STARTED")
@@ -164,12 +173,9 @@ def test_paused_worker_is_ended_when_it_wakes(
     assert plane.lease(task_id) == REAPED
 
 
-def test_ends_are_stored_in_order_with_what_was_said(
-    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
-) -> None:
+def test_ends_are_stored_in_order_with_what_was_said(shared: tuple[Process, Plane], tmp_path: Path) -> None:
     """No PROGRESS ever covers an end, also not one that was still waiting for its turn."""
-    start_worker(redis_url, redis_url, "-c", "2")
-    plane = plane_on(redis_url, redis_url)
+    _, plane = shared
     sent = [plane.send("sample.steps", str(tmp_path / f"{n}"), 20, 0.004, queue="work") for n in range(40)]
     for task_id in sent:
         plane.wait_for(task_id, "SUCCESS", 30)
