@@ -39,7 +39,7 @@ def configure(settings: Settings, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Their debug lines repeat every frame and statement.
-    for noisy in ("redis", "aiormq", "aio_pika", "asyncio", "websockets", "httpx", "httpcore"):
+    # Their lines repeat every frame, connection and statement.
+    for noisy in ("uvicorn", "redis", "aiormq", "aio_pika", "asyncio", "websockets", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
     structlog.contextvars.bind_contextvars(process=process)

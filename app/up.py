@@ -48,7 +48,8 @@ class Part:
             env=self._environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in the terminal is for us; we end the parts in order
-            preexec_fn=dies_with_parent(signal.SIGTERM),
+            # If we are killed, the servers go too: a part that is only asked to stop would wait for them for ever.
+            preexec_fn=dies_with_parent(signal.SIGKILL),
         )
 
     def poll(self) -> int | None:

@@ -121,7 +121,7 @@ class Api:
                 return
 
     def job(self, name: str, task: str, every_s: int = 1, **more: Any) -> dict[str, Any]:
-        body = {"name": name, "task": task, "trigger": {"type": "interval", "every_s": every_s}, **more}
+        body = {"name": name, "task": task, "queue": "default", "trigger": {"type": "interval", "every_s": every_s}, **more}
         made: dict[str, Any] = self.post("/jobs", body, 201)
         return made
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def tree(process: Process) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def left(processes: list[psutil.Process]) -> list[str]:
+    """What is still there of these."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return found
+
+
 def test_twenty_seconds_twenty_runs_followed_by_socket_and_by_polling(up: Callable[..., tuple[Process, Api]]) -> None:
     _, api = up()
     first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
@@ -73,6 +84,7 @@ def test_twenty_seconds_twenty_runs_followed_by_socket_and_by_polling(up: Callab
             {
                 "name": "each-second",
                 "task": "test.steps",
+                "queue": "default",
                 "kwargs": {"count": 3, "step_s": 0.2},
                 "trigger": trigger,
                 "overlap": "allow",
@@ -129,7 +141,7 @@ def test_a_second_start_is_refused_while_the_first_runs_and_finds_its_data_after
     began = time.monotonic()
     assert process.wait(15) == 0
     assert time.monotonic() - began < 10
-    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert left(children) == []
     began = time.monotonic()
     _, api = up()
     assert time.monotonic() - began < 30, "see the note of the release for measured times"
@@ -162,11 +174,10 @@ def test_killing_it_leaves_no_process(up: Callable[..., tuple[Process, Api]]) ->
     children = tree(process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
-    wait_until(
-        lambda: not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE],
-        20,
-        "every process is gone",
-    )
+    try:
+        wait_until(lambda: not left(children), 20, "every process is gone")
+    finally:
+        print(left(children))
 
 
 @pytest.mark.parametrize(
