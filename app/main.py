@@ -65,7 +65,6 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (jobs.router, job_actions.router, job_actions.previews, runs.router, queues.router, feed.router):
         api.include_router(router)
     app.include_router(api)
-    app.include_router(feed.router)
     app.include_router(health.router)
     return app
 

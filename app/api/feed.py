@@ -17,7 +17,7 @@ from app.feed.frames import Close
 from app.feed.queries import Filter
 from app.states import is_state
 
-router = APIRouter(prefix="/api/v1")
+router = APIRouter()
 
 _FEED_PARAMETERS = frozenset({"namespace", "job_id", "queue", "state", "since", "interval_ms"})
 _RUN_PARAMETERS = frozenset({"logs"})
