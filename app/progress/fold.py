@@ -109,6 +109,15 @@ def _revoked(now: datetime, standing: Standing, report: Report) -> Standing | No
     return replace(standing, reason=REVOKED_OUTSIDE)
 
 
+def _retries_itself(standing: Standing, heard: Standing, report: Report) -> Standing | None:
+    # A stock worker does not say which retry it is; the same word read again is not the next one.
+    known = standing.retries + (standing.state != RETRY) if report.retries is None else report.retries + 1
+    if known <= standing.retries:
+        return None
+    reason = "the task retries itself: " + error_of(report.meta, None)["type"]
+    return replace(heard, state=RETRY, leased=False, retries=known, reason=reason)
+
+
 def fold(report: Report, now: datetime) -> Move:
     """The step that this report makes of its run; None where it is late, of another attempt, or no news."""
 
@@ -135,10 +144,9 @@ def fold(report: Report, now: datetime) -> Move:
         if report.state == FAILURE:
             return _failed(now, heard, report)
         if report.state == RETRY:
-            retries = heard.retries + 1 if report.retries is None else report.retries + 1
-            reason = "the task retries itself: " + error_of(report.meta, None)["type"]
-            return replace(heard, state=RETRY, leased=False, retries=retries, reason=reason)
-        started = replace(heard, state=report.state, start_time=heard.start_time or now)
+            return _retries_itself(standing, heard, report)
+        retries = max(standing.retries, report.retries or 0)
+        started = replace(heard, state=report.state, start_time=heard.start_time or now, retries=retries)
         if report.state == STARTED:
             return replace(started, leased=_lease_of(report.meta))
         news = replace(started, progress=progress_of(report.meta))

@@ -146,7 +146,10 @@ def test_celerys_own_retry_is_the_same_attempt() -> None:
     started = after(SENT, report("STARTED", {LEASE_REPORT: {"token": "t"}}))
     waiting = after(started, report("RETRY", BOOM))
     assert (waiting.state, waiting.attempt, waiting.retries, waiting.leased) == ("RETRY", 1, 1, False)
-    assert after(waiting, report("STARTED")).state == "STARTED"
+    assert fold(report("RETRY", BOOM), NOW)(waiting) is None, "the same word, read again, is not the next retry"
+    again = after(waiting, report("STARTED"), report("RETRY", BOOM))
+    assert (again.state, again.retries) == ("RETRY", 2)
+    assert after(waiting, report("PROGRESS", 1, retries=3)).retries == 3
 
 
 def test_a_strangers_revoke_of_a_started_run_is_only_a_rumour() -> None:
