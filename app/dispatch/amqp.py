@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelInvalidStateError, DeliveryError, PublishError
-from yarl import URL
 
 from app import faults
 from app.dispatch.broker import CONFIRMED, UNROUTABLE, Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route
@@ -46,8 +45,8 @@ class Amqp:
     """A RabbitMQ broker; see `app.dispatch.broker.Broker`."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        given = URL(url)
-        self._url = given if "heartbeat" in given.query else given.update_query(heartbeat=_HEARTBEAT_S)
+        self._url = url
+        self._options: dict[str, Any] = {} if "heartbeat=" in url else {"heartbeat": _HEARTBEAT_S}
         self._timeout_s = timeout_s
         self._connecting = asyncio.Lock()
         self._connection: AbstractConnection | None = None
@@ -104,7 +103,10 @@ class Amqp:
             if self._connection is None or not self._connection.connected.is_set():
                 self._discard()
                 self._connection = await aio_pika.connect(
-                    self._url, timeout=self._timeout_s, client_properties={"connection_name": "jobplane"}
+                    self._url,
+                    timeout=self._timeout_s,
+                    client_properties={"connection_name": "jobplane"},
+                    **self._options,
                 )
                 self.connects += 1
             return self._connection

@@ -79,9 +79,12 @@ class Outbox:
         await self._settle()
         if not await self._broker_answers():
             return await self._tell()
+        # A broker that answers may still confirm nothing (a memory alarm), and may later deliver every batch that it
+        # was sent meanwhile: after trouble one run goes ahead.
+        limit = self._limit if self._away is None else 1
         async with self._database.transaction() as connection:
             now = await clock(connection)
-            claimed = await queries.claim(connection, now, self.claimer, self._limit)
+            claimed = await queries.claim(connection, now, self.claimer, limit)
         if claimed:
             await faults.at("dispatch.after_claim")
         self._unsettled = await self._publish(claimed)
@@ -94,7 +97,7 @@ class Outbox:
             self._broker_is_away(now, lost.reason)
         await self._settle()
         more_to_tell = await self._tell()
-        return more_to_tell or (lost is None and len(claimed) == self._limit)
+        return more_to_tell or (lost is None and len(claimed) == limit)
 
     async def _publish(self, runs: Sequence[Record]) -> list[_Sent]:
         """Build and publish the messages; a run of which no message can be made harms no other."""

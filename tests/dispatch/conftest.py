@@ -1,10 +1,10 @@
 """Fixtures: a dispatch stage on either broker."""
 
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
-from yarl import URL
 
 from app import faults
 from app.database import Database
@@ -33,6 +33,13 @@ async def rig(settings: Settings, database: Database, redis: Redis, either_url: 
 
 
 @pytest.fixture
+async def redis_rig(settings: Settings, database: Database, redis: Redis, redis_url: str) -> AsyncIterator[Rig]:
+    """On Redis, for what does not hang on the broker."""
+    async for made in _rig(settings, database, redis, redis_url, redis_url):
+        yield made
+
+
+@pytest.fixture
 async def amqp_rig(settings: Settings, database: Database, redis: Redis, amqp_url: str) -> AsyncIterator[Rig]:
     """On RabbitMQ."""
     async for made in _rig(settings, database, redis, amqp_url, amqp_url):
@@ -42,7 +49,7 @@ async def amqp_rig(settings: Settings, database: Database, redis: Redis, amqp_ur
 @pytest.fixture
 def proxy(either_url: str) -> Iterator[TcpProxy]:
     """In front of the broker of `proxied`."""
-    with TcpProxy("127.0.0.1", URL(either_url).port or 0) as made:
+    with TcpProxy("127.0.0.1", urlsplit(either_url).port or 0) as made:
         yield made
 
 
