@@ -133,7 +133,7 @@ class Tree:
                 "JOBPLANE_TASK_QUEUES": ",".join(self._queues),
                 "JOBPLANE_WORKER_REDIS_URL": redis_url,
                 "JOBPLANE_WORKER_BROKER_URL": broker_url,
-                "JOBPLANE_WORKER_SHUTDOWN_S": "3",
+                "JOBPLANE_WORKER_SOFT_SHUTDOWN_S": "3",
             }
         )
         self._parts = [
