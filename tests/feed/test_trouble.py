@@ -1,8 +1,11 @@
 """What the feed does when Redis, the database or a client fails, and at the end of the process."""
 
 import asyncio
+import signal
 import socket
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,12 +15,13 @@ from websockets.exceptions import ConnectionClosed
 
 from app import faults
 from app.database import Database, new_id
+from app.embedded import free_port
 from app.feed.frames import TOO_SLOW
 from app.feed.hub import Limits
 from app.feed.server import PatientNoMore
 from app.settings import Settings
 from tests.feed.feeds import Api, Runs, api, client
-from tests.processes import eventually
+from tests.processes import Process, eventually
 from tests.proxy import TcpProxy
 from workers.protocol import RUNS_CHANNEL
 
@@ -274,3 +278,34 @@ def _plain(settings: Settings) -> dict[str, Any]:
         "broker_url": settings.broker_url.get_secret_value(),
         "port": 0,
     }
+
+
+async def test_a_real_process_that_is_asked_to_stop_sends_its_watchers_elsewhere(
+    settings: Settings, runs: Runs, start_process: Callable[..., Process]
+) -> None:
+    [run_id] = await runs.make()
+    port = free_port()
+    process = start_process(
+        [sys.executable, "-m", "app.cli", "api"],
+        name="api",
+        env={
+            "JOBPLANE_DATABASE_URL": settings.database_url.get_secret_value(),
+            **{f"JOBPLANE_{name.upper()}": str(value) for name, value in {**_plain(settings), "port": port}.items()},
+        },
+    )
+    await eventually(lambda: _listens(port), 30, "the API listens")
+    async with client(f"ws://127.0.0.1:{port}/api/v1/runs/{run_id}/feed") as watcher:
+        assert (await watcher.next())["run"]["id"] == str(run_id)
+        process.send_signal(signal.SIGTERM)
+        assert (await watcher.closed())[0] == 4503
+    assert await asyncio.to_thread(process.wait) == 0
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
