@@ -1,0 +1,42 @@
+"""Start the servers, run each benchmark, print what it measured."""
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+from app import log
+from app.embedded import Postgres, Valkey
+from app.migrate import upgrade
+from app.settings import Settings
+from benchmarks import firing
+
+
+def main() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="jobplane-bench-"))
+    folder.chmod(0o755)  # as root, PostgreSQL is another user
+    postgres, valkey = Postgres(folder, system_root=folder / "system"), Valkey(folder)
+    try:
+        postgres.start()
+        valkey.start()
+        upgrade(postgres.url)
+        settings = Settings.load(
+            database_url=postgres.url, redis_url=valkey.url, broker_url=valkey.url, log_level="warning"
+        )
+        log.configure(settings, "bench")
+        ours = asyncio.run(firing.ours(settings))
+        peer = firing.celery_beat(valkey.url)
+    finally:
+        valkey.stop()
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"firing: {firing.ENTRIES:,} entries that fall due at once, until their messages are in Valkey")
+    for measured in (ours, peer):
+        print(
+            f"  {measured.who:<44} {measured.fires:>6,} in {measured.seconds:6.2f} s  {measured.rate:>8,.0f} a second"
+        )
+    print(f"  ratio {ours.rate / peer.rate:.1f}")
+
+
+if __name__ == "__main__":
+    main()
