@@ -4,6 +4,7 @@ Importing this module reads the settings; a wrong one ends the process with one 
 """
 
 import ssl
+from importlib.util import find_spec
 from typing import Any
 
 from celery import Celery
@@ -17,6 +18,8 @@ TASKS = ("workers.tasks.files", "workers.tasks.http")
 
 def make_app(settings: Settings) -> Celery:
     """The worker's Celery app, current and default, with our tasks and those of the modules in `include`."""
+    for module in settings.include:
+        _check_module(module)
     app = Celery("jobplane", amqp="workers.queues:AMQP", task_cls="workers.task:Task")
     app.conf.update(_configuration(settings))
     app.steps["worker"].add(SayPresence)
@@ -95,6 +98,15 @@ def _tls(url: str, *schemes: str) -> dict[str, Any] | None:
     if url.partition("://")[0] not in schemes:
         return None
     return {"ssl_cert_reqs" if url.startswith("redis") else "cert_reqs": ssl.CERT_REQUIRED}
+
+
+def _check_module(name: str) -> None:
+    try:
+        found = find_spec(name) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise SettingsError(f"JOBPLANE_WORKER_INCLUDE: no module {name!r} on this worker's path")
 
 
 def _made() -> Celery:

@@ -165,13 +165,13 @@ class Attempt:
         """Say the news that waits, if its time has come."""
         with self._voice:
             now = time.monotonic()
-            if self._news is not None and now >= self.news_time and self.lost is None:
+            if self._news is not None and now >= self.news_time:
                 self._say_news(self._news, now)
 
     @property
     def news_time(self) -> float:
-        """When waiting news may go out, on the monotonic clock; infinity if none waits."""
-        if self._news is None:
+        """When waiting news may go out, on the monotonic clock; infinity if there is nothing to say."""
+        if self._news is None or self.lost is not None:
             return float("inf")
         return self._next_time if self._retry_time is None else self._retry_time
 

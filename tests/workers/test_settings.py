@@ -39,14 +39,25 @@ def test_names_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.queues == ("x", "y", "z")
 
 
-def test_missing_setting_ends_the_worker_in_one_line() -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "JOBPLANE_WORKER_BROKER_URL: is not set"),
+        (
+            GOOD | {"include": "no_such.tasks"},
+            "JOBPLANE_WORKER_INCLUDE: no module 'no_such.tasks' on this worker's path",
+        ),
+    ],
+)
+def test_wrong_setting_ends_the_worker_in_one_line(given: dict[str, str], message: str) -> None:
     env = {key: value for key, value in os.environ.items() if not key.startswith("JOBPLANE_")}
+    env |= {f"JOBPLANE_WORKER_{key.upper()}": value for key, value in given.items()}
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
     done = subprocess.run(
         command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.strip() == "JOBPLANE_WORKER_BROKER_URL: is not set"
+    assert done.stderr.strip() == message
 
 
 def test_plane_loads_the_protocol_without_celery() -> None:
