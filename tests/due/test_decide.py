@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.due.decide import Decision, SkipRange, decide, settle, settle_paused, start_deadline
@@ -188,7 +188,7 @@ def jobs(draw: st.DrawFn) -> tuple[Trigger, dict[str, Any]]:
     return trigger, policies
 
 
-@settings(derandomize=True, deadline=None, max_examples=250)
+@settings(derandomize=True, deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs(),
     st.lists(

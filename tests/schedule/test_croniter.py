@@ -44,7 +44,7 @@ def test_differences_are_known(zone: str) -> None:
     rng = random.Random(f"croniter {zone}")
     agreed = 0
     reasons: Counter[str] = Counter()
-    for _ in range(45):
+    for _ in range(35):
         case = cron_cases.draw_case(rng)
         if not case.possible:
             continue
@@ -57,7 +57,7 @@ def test_differences_are_known(zone: str) -> None:
             reason = explain(case, zone, time, only_theirs=time in others)
             assert reason, f"{case.text} in {zone}: {time} is {'theirs' if time in others else 'ours'} alone"
             reasons[reason] += 1
-    assert agreed > 500
+    assert agreed > 400
 
 
 def test_the_differences_that_made_us_choose() -> None:

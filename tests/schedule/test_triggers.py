@@ -162,6 +162,13 @@ def test_expressions(expression: str, after: str, expected: str) -> None:
     assert next_after(cron(expression), at(after)) == at(expected)
 
 
+def test_in_the_second_half_of_an_overlap_its_fixed_times_are_over() -> None:
+    trigger, second_half = cron("45 1 * * *", "America/New_York"), at("2026-11-01 06:10")
+    assert next_after(trigger, second_half) == at("2026-11-02 06:45")
+    assert newest(trigger, at("2026-10-01"), second_half) == at("2026-11-01 05:45")
+    assert count(trigger, second_half, at("2026-11-01 23:00")) == (0, True)
+
+
 def test_bounds_are_inclusive() -> None:
     trigger = cron("0 * * * *", start_time="2026-11-22T11:00:00Z", end_time="2026-11-22T14:00:00+01:00")
     expected = [at(f"2026-11-22 {hour}:00") for hour in (11, 12, 13)]
