@@ -18,7 +18,8 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_postrun
 
-from workers.lease import Attempt, Cancelled, Keeper, LeaseLost, keeper
+from workers.keeper import Keeper, keeper
+from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.log import log
 from workers.protocol import HEADER, LEASE_REPORT, LEASE_S, lease_key
 

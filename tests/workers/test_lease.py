@@ -14,7 +14,8 @@ from redis import Redis
 
 from app.embedded import Valkey
 from tests.processes import wait_until
-from workers.lease import Attempt, Cancelled, Keeper, LeaseLost
+from workers.keeper import Keeper
+from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.protocol import CANCELLED, DONE, REAPED
 
 
