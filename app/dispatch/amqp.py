@@ -6,6 +6,7 @@ there: queues of other exchanges do not notice. aio-pika's robust connections ar
 """
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelInvalidStateError, DeliveryError, PublishError
+from aio_pika.exceptions import ChannelClosed, DeliveryError, PublishError
 
 from app import faults
 from app.dispatch.broker import CONFIRMED, UNROUTABLE, Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route
@@ -29,8 +30,9 @@ _HEARTBEAT_S: Final = 10
 #: How long an old connection may take to say goodbye.
 _GOODBYE_S: Final = 3.0
 
-#: What the library raises when the connection is away or goes away under our hands.
-_LOST: Final = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
+#: What it takes for a message that cannot be encoded. Any other error, even a bare Exception, the library may raise for
+#: a connection that goes away under our hands.
+_UNSENDABLE: Final = (ValueError, TypeError, OverflowError, struct.error)
 
 
 @dataclass(slots=True)
@@ -67,8 +69,9 @@ class Amqp:
                         exchange: await self._publisher(connection, exchange)
                         for exchange in dict.fromkeys(message.exchange for message in window)
                     }
-            except _LOST as error:
+            except (Exception, asyncio.CancelledError) as error:
                 self._discard()
+                _raise_if_cancelled(error)
                 unsent = Outcome(Fate.UNCERTAIN, line_of(error))
                 break
             outcomes += await self._send(publishers, window, ends)
@@ -146,8 +149,11 @@ class Amqp:
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield partial(_channel, await self._connected())
-        except _LOST as error:
+        except QueueTrouble:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
             self._discard()
+            _raise_if_cancelled(error)
             raise BrokerAway(line_of(error)) from error
 
     def _discard(self) -> None:
@@ -167,6 +173,13 @@ async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChan
     yield channel
     # After an error either the broker has closed it, or the whole connection is thrown away.
     await channel.close()
+
+
+def _raise_if_cancelled(error: BaseException) -> None:
+    """Go on with a cancellation that is meant for us; the library also cancels whoever waits on a lost connection."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 async def _goodbye(connection: AbstractConnection) -> None:
@@ -207,10 +220,10 @@ async def _send(publisher: _Publisher, message: Message) -> Outcome:
         return Outcome(Fate.REFUSED, publisher.trouble)
     except faults.InjectedFault:
         raise
-    except _LOST as error:
-        return Outcome(Fate.UNCERTAIN, line_of(error))
-    except Exception as error:
+    except _UNSENDABLE as error:
         return Outcome(Fate.REFUSED, f"cannot be sent: {line_of(error)}")
+    except Exception as error:
+        return Outcome(Fate.UNCERTAIN, line_of(error))
     return CONFIRMED
 
 

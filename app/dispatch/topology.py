@@ -97,8 +97,7 @@ class Topology:
         try:
             return await self._broker.declare(route)
         except BrokerAway as away:
-            # Some refusals end the whole connection: then the broker answers, and it is this queue that it will not.
+            # Some refusals end the whole connection, and some names cannot be sent at all. If the broker answers, it is
+            # this queue that it does not like.
             await self._broker.check()
             raise QueueTrouble(str(away)) from away
-        except (ValueError, TypeError) as error:
-            raise QueueTrouble(f"cannot be declared: {error}") from error
