@@ -5,6 +5,7 @@ runs and skips are committed together: a crash at any line leaves all of it or n
 run rows are the outbox.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeAlias
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 
 #: Longest sleep between two passes: the doorbell is only a hint.
 POLL_S = 1.0
+#: When to look again at due jobs that another scheduler has locked: it may die, and then they are free at once.
+_LOCKED_S = 0.05
 
 Judge: TypeAlias = Callable[[Record, datetime, UUID | None], Decision]
 
@@ -36,20 +39,27 @@ class Tick:
         self._database = database
         self._redis = redis
         self._limit = limit
-        #: Seconds until the earliest job is due, at most `POLL_S`; as of the last pass.
-        self.pause_s = POLL_S
+        self._next_look = 0.0
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds until the earliest job is due, as of the last pass; at most `POLL_S`."""
+        return max(self._next_look - time.monotonic(), 0)
 
     async def run_once(self) -> bool:
         """Deal with up to `limit` due jobs in one transaction; True if there may be more."""
         async with self._database.transaction() as connection:
             now = await clock(connection)
+            read_at = time.monotonic()
             jobs = await queries.claim_due(connection, now, self._limit)
             await faults.at("tick.after_select")
             runs = await _deal(connection, now, jobs, _decide)
             next_time = await queries.next_due(connection)
             await faults.at("tick.before_commit")
+        wait_s = POLL_S if next_time is None else min((next_time - now).total_seconds(), POLL_S)
+        # Due, and not among ours: somebody else is at it.
+        self._next_look = time.monotonic() + _LOCKED_S if wait_s <= 0 and not jobs else read_at + wait_s
         await faults.at("tick.after_commit")
-        self.pause_s = POLL_S if next_time is None else min(max((next_time - now).total_seconds(), 0), POLL_S)
         if runs:
             lateness = max(now - run["scheduled_time"] for run in runs)
             log.debug("fired", jobs=len(jobs), runs=len(runs), lateness_s=lateness.total_seconds())

@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import Connection, Database, clock, new_id
 from app.due.tick import Tick, settle_job
+from app.loop import Loop
 from app.progress import moves
 from app.progress.transition import apply
+from tests.processes import eventually
 
 EVERY_SECOND = {"type": "interval", "every_s": 1}
 
@@ -214,3 +216,48 @@ async def test_the_end_of_a_run_lets_the_next_time_fire(database: Database, redi
     await tick.run_once()
     async with database.reading() as connection:
         assert await connection.fetchval("SELECT count(*) FROM runs WHERE job_id = $1", job) == 2
+
+
+async def test_a_pass_that_finds_only_what_another_one_holds_rests_before_it_looks_again(
+    database: Database, redis: Redis
+) -> None:
+    await begin(database)
+    passes = 0
+    tick = Tick(database, redis, 100)
+    stop = asyncio.Event()
+
+    async def counted() -> bool:
+        nonlocal passes
+        passes += 1
+        return await tick.run_once()
+
+    async with database.transaction() as connection:
+        await connection.fetch("SELECT FROM jobs FOR UPDATE")  # as a scheduler that is frozen in the middle of a tick
+        looking = asyncio.create_task(Loop("tick", counted, lambda: tick.pause_s).run(stop))
+        await asyncio.sleep(1)
+        assert 2 <= passes <= 30
+    await eventually(lambda: fired(database), 1, "the rows are dealt with once they are free")
+    stop.set()
+    await looking
+
+
+async def test_the_time_that_a_pass_takes_does_not_make_the_next_one_late(database: Database, redis: Redis) -> None:
+    await begin(database, 1)
+    tick = Tick(database, redis, 100)
+    faults.arm("tick.before_commit=delay:0.4")
+    stop = asyncio.Event()
+    ticking = asyncio.create_task(Loop("tick", tick.run_once, lambda: tick.pause_s).run(stop))
+    try:
+        await eventually(lambda: fired(database, 4), 8, "four times have come")
+    finally:
+        stop.set()
+        await ticking
+    async with database.reading() as connection:
+        late = await connection.fetch("SELECT create_time - scheduled_time AS late FROM runs ORDER BY id OFFSET 1")
+    # The first pass began at any moment; a busy machine may delay one of the others.
+    assert min(row["late"] for row in late) < timedelta(seconds=0.2), late
+
+
+async def fired(database: Database, runs: int = 1) -> bool:
+    async with database.reading() as connection:
+        return await connection.fetchval("SELECT count(*) FROM runs") >= runs
