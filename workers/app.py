@@ -20,7 +20,7 @@ def make_app(settings: Settings) -> Celery:
     """The worker's Celery app, current and default, with our tasks and those of the modules in `include`."""
     for module in settings.include:
         _check_module(module)
-    app = Celery("jobplane", amqp="workers.queues:AMQP", task_cls="workers.task:Task")
+    app = Celery("jobplane", amqp="workers.queues:AMQP", events="workers.events:Events", task_cls="workers.task:Task")
     app.conf.update(_configuration(settings))
     app.steps["worker"].add(SayPresence)
     app.steps["consumer"].add(LookForQueues)

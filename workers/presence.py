@@ -48,7 +48,7 @@ class Presence:
             "queues": sorted(consumer.consumed) if consumer is not None else [],
             "tasks": sorted(name for name in list(worker.app.tasks) if not name.startswith("celery.")),
             "pool": type(pool).__module__.rpartition(".")[2],
-            "concurrency": pool.num_processes,
+            "concurrency": getattr(pool, "num_processes", 0),  # a pool that is being stopped has none
             "pid": os.getpid(),
             "start_time": self._start_time.isoformat().replace("+00:00", "Z"),
         }
@@ -67,6 +67,8 @@ class Presence:
                 if not away:
                     log.warning("presence_not_written", error=str(error))
                 away = True
+            except Exception:
+                log.exception("presence_failed")
             if self._stop.wait(PRESENCE_S):
                 return
 

@@ -158,6 +158,21 @@ def test_warm_stop_finishes_what_runs(
     assert not plane.redis.exists(presence_key("w@test"))
 
 
+def test_stop_while_redis_is_gone(tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn) -> None:
+    """Broker and results never come back: a stop as `jobplane worker` gets it still ends in time."""
+    valkey = Valkey(tmp_path / "valkey")
+    valkey.start()
+    try:
+        worker = start_worker(valkey.url, valkey.url, "-c", "2", settings={"soft_shutdown_s": "1"})
+        plane = plane_on(valkey.url, valkey.url)
+        plane.wait_for(plane.send("sample.steps", str(tmp_path / "witness"), 30, 0.1, queue="work"), "PROGRESS")
+        worker.send_signal(signal.SIGQUIT)
+        _kill(valkey)
+        worker.wait(15)
+    finally:
+        valkey.stop()
+
+
 def test_paused_worker_is_ended_when_it_wakes(shared: tuple[Process, Plane], tmp_path: Path) -> None:
     """SIGSTOP, reaped meanwhile, SIGCONT: the old body ends within a heartbeat and says nothing more."""
     worker, plane = shared
