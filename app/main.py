@@ -22,10 +22,10 @@ from app.api import documents, feed, health, job_actions, jobs, problems, queues
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
+from app.api.server import Server, config
 from app.database import AWAY, Database
 from app.dispatch import broker
 from app.feed.hub import Hub
-from app.feed.server import Server, config
 from app.settings import Settings
 
 logger = structlog.get_logger()

@@ -25,6 +25,7 @@ from app.dispatch.outbox import Outbox
 from app.dispatch.topology import Topology, ensure_default_queues
 from app.due.tick import Tick
 from app.loop import Loop
+from app.progress.announce import channel_of
 from app.progress.reap import Reaper
 from app.progress.record import Recorder
 from app.progress.sweep import Sweeper
@@ -169,7 +170,7 @@ async def _answer_the_door(redis: Redis, woken: list[asyncio.Event]) -> None:
     while True:
         try:
             async with redis.pubsub(ignore_subscribe_messages=True) as bell:
-                await bell.subscribe(DOORBELL_CHANNEL)
+                await bell.subscribe(channel_of(redis, DOORBELL_CHANNEL))
                 while True:
                     if await bell.get_message(timeout=10) is None:
                         await bell.ping()

@@ -44,7 +44,7 @@ ONLY_IN = {
     "fastapi": {"app.api", "app.main"},
     "starlette": {"app.api", "app.main"},
     "fastapi_offline": {"app.main"},
-    "uvicorn": {"app.main", "app.feed.server"},
+    "uvicorn": {"app.main", "app.api.server"},
     "celery": {"app.dispatch", "app.progress", "workers"},
     "kombu": {"app.dispatch", "app.progress", "workers"},
     "aio_pika": {"app.dispatch"},

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from app.progress.announce import channel_of
 from workers.protocol import RUNS_CHANNEL
 
 log = structlog.get_logger()
@@ -35,12 +36,13 @@ class Hints:
         self.hearing = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. No `wait_for` in here: that of Python 3.11 swallows a cancel that comes with the result."""
         retry_s = _FIRST_RETRY_S
         while True:
             try:
                 async with self._redis.pubsub() as subscription:
-                    await asyncio.wait_for(subscription.subscribe(RUNS_CHANNEL), _PONG_S)
+                    async with asyncio.timeout(_PONG_S):
+                        await subscription.subscribe(channel_of(self._redis, RUNS_CHANNEL))
                     await self._listen(subscription)
             except (RedisError, OSError, TimeoutError) as error:
                 if self.hearing:
@@ -60,7 +62,8 @@ class Hints:
                 if pinged and now - heard > _PING_S + _PONG_S:
                     raise TimeoutError("the subscription's connection is silent")
                 if now - heard >= _PING_S:
-                    await asyncio.wait_for(subscription.ping(), _PONG_S)
+                    async with asyncio.timeout(_PONG_S):
+                        await subscription.ping()
                     pinged = True
                 continue
             heard, pinged = now, False

@@ -103,11 +103,14 @@ class Hub:
     async def stop(self) -> None:
         """Drain and end the hub's own tasks."""
         await self.drain()
+        running = set(self._tasks)
+        while running:  # more than once: Python 3.11's `wait_for`, which the Redis client uses, may swallow a cancel
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=0.2)
         for task in self._tasks:
-            task.cancel()
-        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(ended, Exception):
-                log.error("feed_task_failed", exc_info=ended)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("feed_task_failed", exc_info=error)
         self._tasks = []
 
     @property
@@ -252,5 +255,7 @@ class Hub:
                 working = False
             except Exception:
                 log.exception("feed_reconcile_failed")
+            # No `wait_for`: that of Python 3.11 swallows a cancel that comes together with the kick.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), self.limits.reconcile_s)
+                async with asyncio.timeout(self.limits.reconcile_s):
+                    await self._kick.wait()

@@ -10,6 +10,7 @@ from app import faults
 from app.database import clock
 from app.dispatch.outbox import Outbox
 from app.progress import transition
+from app.progress.announce import channel_of
 from app.progress.fold import Report, fold
 from tests.dispatch.parts import Rig, amqp_channel, taken
 from tests.processes import eventually
@@ -45,7 +46,7 @@ async def test_what_was_dispatched_is_announced(redis_rig: Rig, redis: Redis) ->
     await redis_rig.ready_queue("q")
     (run,) = await redis_rig.runs("q")
     async with redis.pubsub(ignore_subscribe_messages=True) as feed:
-        await feed.subscribe(RUNS_CHANNEL)
+        await feed.subscribe(channel_of(redis, RUNS_CHANNEL))
         await eventually(lambda: _subscribed(redis), 5, "the subscription")
         await redis_rig.outbox().run_once()
 
@@ -57,7 +58,7 @@ async def test_what_was_dispatched_is_announced(redis_rig: Rig, redis: Redis) ->
 
 
 async def _subscribed(redis: Redis) -> bool:
-    return bool((await redis.pubsub_numsub(RUNS_CHANNEL))[0][1])
+    return bool((await redis.pubsub_numsub(channel_of(redis, RUNS_CHANNEL)))[0][1])
 
 
 async def test_runs_that_are_not_due_or_too_late_stay(redis_rig: Rig) -> None:

@@ -15,10 +15,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from app.api.feed import router
+from app.api.server import Server, config
 from app.database import Connection, Database, Record, clock, new_id
 from app.embedded import free_port
 from app.feed.hub import Hub, Limits
-from app.feed.server import Server, config
 from app.progress.announce import announce
 from app.progress.fold import progress_of
 from app.progress.moves import end

@@ -14,11 +14,12 @@ from redis.asyncio import Redis
 from websockets.exceptions import ConnectionClosed
 
 from app import faults
+from app.api.server import PatientNoMore
 from app.database import Database, new_id
 from app.embedded import free_port
 from app.feed.frames import TOO_SLOW
 from app.feed.hub import Limits
-from app.feed.server import PatientNoMore
+from app.progress.announce import channel_of
 from app.settings import Settings
 from tests.feed.feeds import Api, Runs, api, client
 from tests.processes import Process, eventually
@@ -102,7 +103,7 @@ async def test_hints_that_cannot_be_read_hurt_nobody(feed: Api, runs: Runs, redi
     async with client(feed.url("/feed")) as watcher:
         await watcher.until("live")
         for nonsense in (b"\xff\x00", b"7", b"[7]", b"null", b'[{"id": 7}]', b'[{"id": "x", "version": "y"}]', b"{}"):
-            await redis.publish(RUNS_CHANNEL, nonsense)
+            await redis.publish(channel_of(redis, RUNS_CHANNEL), nonsense)
         await runs.move(run_id, to="SUCCESS")
         await watcher.until_state(run_id, "SUCCESS")
     assert set(watcher.seen) == {str(run_id)}
@@ -113,7 +114,7 @@ async def test_a_client_that_takes_nothing_is_closed_and_the_others_notice_nothi
     database: Database, redis: Redis, settings: Settings, runs: Runs, monkeypatch: pytest.MonkeyPatch, wakes: bool
 ) -> None:
     """If it never wakes, its connection is cut; if it does, it reads why behind what was on its way."""
-    monkeypatch.setattr("app.feed.server.CUT_S", 12 if wakes else 0.5)
+    monkeypatch.setattr("app.api.server.CUT_S", 12 if wakes else 0.5)
     ids = await runs.make(60)
     await runs.move(*ids, to="STARTED")
     limits = Limits(patience_s=1)

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from app import faults
 from app.database import Database
+from app.progress.announce import channel_of
 from app.progress.record import Recorder
 from app.progress.reports import key_of
 from app.settings import Settings
@@ -24,7 +25,7 @@ def recorder(database: Database, redis: Redis, settings: Settings) -> Recorder:
 async def test_a_run_is_followed_to_its_end_and_told_of(database: Database, redis: Redis, recorder: Recorder) -> None:
     task_id = TaskId(await make_run(database), 1)
     async with redis.pubsub(ignore_subscribe_messages=True) as frames, recording(recorder):
-        await frames.subscribe(RUNS_CHANNEL)
+        await frames.subscribe(channel_of(redis, RUNS_CHANNEL))
         await say(redis, task_id, stored_state(task_id, "STARTED", {"pid": 1, "hostname": "w@h"}))
         row = await reaches(database, task_id.run_id, "STARTED")
         assert (row["worker"], row["leased"]) == ("w@h", False)
