@@ -68,9 +68,16 @@ class Surroundings:
             await problems.unexpected(error)(scope, receive, send_with_headers)
         finally:
             took = time.monotonic() - begin
-            route = getattr(scope.get("route"), "path", "other")
-            self._requests.count(scope["method"], route, status, took)
+            self._requests.count(scope["method"], _route(scope), status, took)
             log.debug("request", method=scope["method"], path=scope["path"], status=status, took_s=round(took, 4))
+
+
+def _route(scope: Scope) -> str:
+    """The path with its parameters' names: one of few, whatever callers ask for."""
+    path = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return "other"
+    return f"/api/v1{path}" if scope["path"].startswith("/api/v1/") else str(path)
 
 
 class BodyLimit:

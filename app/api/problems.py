@@ -147,17 +147,18 @@ def field_errors(errors: Iterable[Mapping[str, Any]], body: Any) -> list[FieldEr
         elif source == "header":
             pointer = str(path[0])
         else:
-            pointer = _pointer(path, body, missing=error["type"] == "missing")
+            pointer = _pointer(path, body)
         found.setdefault(pointer, FieldError(pointer, _sentence(error)))
     return list(found.values())
 
 
-def _pointer(path: list[Any], body: Any, *, missing: bool) -> str:
-    """The part of pydantic's location that exists in the body: it also names the members of unions."""
+def _pointer(path: list[Any], body: Any) -> str:
+    """Pydantic's location without the names of the members of unions, which are not in the body."""
     parts: list[str] = []
     here = body
     for index, step in enumerate(path):
-        if isinstance(here, dict) and (step in here or (missing and index == len(path) - 1)):
+        last = index == len(path) - 1  # may be a member that is missing
+        if isinstance(here, dict) and (step in here or (last and here.get("type") != step)):
             parts.append(str(step))
             here = here.get(step)
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):

@@ -35,6 +35,45 @@ EXAMPLE_JOB: dict[str, Any] = {
     "queue": "game_community_default",
     "trigger": {"type": "cron", "expression": "0 1,7,13,19 * * *", "timezone": "Asia/Shanghai"},
 }
+EXAMPLE_JOB_OUT: dict[str, Any] = {
+    "id": "019a8b7e-6c5d-7a10-8f3e-5b6d1c2e4f70",
+    **EXAMPLE_JOB,
+    "args": [],
+    "kwargs": {},
+    "priority": None,
+    "trigger": {
+        "type": "cron",
+        "expression": "0 1,7,13,19 * * *",
+        "timezone": "Asia/Shanghai",
+        "start_time": None,
+        "end_time": None,
+        "jitter_s": 0,
+    },
+    "enabled": True,
+    "overlap": "skip",
+    "misfire": "latest",
+    "catchup_window_s": DAY_S,
+    "start_deadline_s": None,
+    "retry": {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_factor": 2, "max_backoff_s": 600},
+    "time_limit_s": None,
+    "soft_time_limit_s": None,
+    "labels": {},
+    "pause": None,
+    "problem": None,
+    "next_run_time": "2026-03-02T05:00:00Z",
+    "last_run_time": "2026-03-01T23:00:00.012000Z",
+    "last_run": {
+        "id": "019ca1f3-0b42-7c55-9a01-2f4be8d07c11",
+        "state": "SUCCESS",
+        "result": 42,
+        "log_path": None,
+        "end_time": "2026-03-01T23:00:07.318000Z",
+    },
+    "author": "anonymous",
+    "version": 3,
+    "create_time": "2026-02-01T08:00:00Z",
+    "update_time": "2026-02-20T08:00:00Z",
+}
 
 
 class JobIn(In):
@@ -121,6 +160,8 @@ class LastRunOut(Out):
 
 class JobOut(Out):
     """A job: its definition, and where its schedule stands."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB_OUT]})
 
     id: UUID
     namespace: str
@@ -247,6 +288,36 @@ class LedgerSkipOut(Out):
 
 class LedgerOut(Out):
     """What became of each scheduled time; `scheduled` = `runs` + `skipped`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "scheduled": 4,
+                    "runs": 1,
+                    "skipped": 3,
+                    "exact": True,
+                    "items": [
+                        {
+                            "outcome": "run",
+                            "time": "2026-03-01T23:00:00Z",
+                            "run_id": "019ca1f3-0b42-7c55-9a01-2f4be8d07c11",
+                            "state": "SUCCESS",
+                        },
+                        {
+                            "outcome": "skip",
+                            "reason": "overlap",
+                            "run_id": "019ca1f3-0b42-7c55-9a01-2f4be8d07c11",
+                            "first_time": "2026-03-01T23:01:00Z",
+                            "last_time": "2026-03-01T23:03:00Z",
+                            "count": 3,
+                        },
+                    ],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )
 
     scheduled: int
     runs: int

@@ -14,6 +14,21 @@ EXAMPLE_QUEUE: dict[str, Any] = {
     "exchange_type": "direct",
     "routing_key": "game_community_default",
 }
+EXAMPLE_QUEUE_OUT: dict[str, Any] = {
+    **EXAMPLE_QUEUE,
+    "type": "classic",
+    "max_priority": None,
+    "shared_with": [],
+    "paused": False,
+    "description": "",
+    "declare_time": "2026-02-01T08:00:00.500000Z",
+    "adopted": True,
+    "problem": None,
+    "author": "anonymous",
+    "version": 1,
+    "create_time": "2026-02-01T08:00:00Z",
+    "update_time": "2026-02-01T08:00:00Z",
+}
 
 #: What AMQP takes for the name of an exchange or a routing key, without control characters.
 _AMQP_NAME = Annotated[
@@ -66,6 +81,8 @@ class QueueIn(In):
 
 class QueueOut(Out):
     """A queue and how it stands on the broker."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_QUEUE_OUT]})
 
     name: str
     namespace: str

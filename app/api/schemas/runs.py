@@ -23,6 +23,46 @@ from app.api.schemas.fields import (
     refuse_swapped_limits,
 )
 
+EXAMPLE_RUN: dict[str, Any] = {
+    "id": "019ca1f3-0b42-7c55-9a01-2f4be8d07c11",
+    "job_id": "019a8b7e-6c5d-7a10-8f3e-5b6d1c2e4f70",
+    "job_name": "calc_post_score",
+    "namespace": "default",
+    "job_version": 3,
+    "kind": "schedule",
+    "scheduled_time": "2026-03-01T23:00:00Z",
+    "task": "apps.tasks.scheduled_job.calc_post_score",
+    "args": [],
+    "kwargs": {},
+    "queue": "game_community_default",
+    "priority": None,
+    "state": "PROGRESS",
+    "reason": None,
+    "attempt": 1,
+    "attempts": [],
+    "progress": {"current": 3, "total": 10, "percent": 30.0, "message": None, "meta": {"current": 3, "total": 10}},
+    "result": None,
+    "error": None,
+    "worker": "celery@host",
+    "log_path": None,
+    "author": "anonymous",
+    "create_time": "2026-03-01T23:00:00.012000Z",
+    "dispatch_time": "2026-03-01T23:00:00.031000Z",
+    "start_time": "2026-03-01T23:00:00.052000Z",
+    "end_time": None,
+    "update_time": "2026-03-01T23:00:02.611000Z",
+    "version": 7,
+}
+
+EXAMPLE_EVENT: dict[str, Any] = {
+    "version": 3,
+    "state": "STARTED",
+    "attempt": 1,
+    "reason": None,
+    "worker": "celery@host",
+    "time": "2026-03-01T23:00:00.052000Z",
+}
+
 
 class RunIn(In):
     """A task to be run once, now, without a job."""
@@ -91,6 +131,8 @@ class AttemptOut(Out):
 class RunOut(Out):
     """One firing of a job, or an ad-hoc dispatch."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_RUN]})
+
     id: UUID
     job_id: UUID | None
     job_name: str | None
@@ -139,6 +181,8 @@ class RunPageWithCursor(RunPage):
 
 class EventOut(Out):
     """One recorded change of a run's state."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_EVENT]})
 
     version: int
     state: str

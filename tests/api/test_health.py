@@ -1,0 +1,67 @@
+"""Health, readiness and metrics."""
+
+import httpx
+import redis as redis_sync
+
+from app.database import Database
+from tests.api.conftest import a_job
+
+
+async def test_readiness_names_each_part(client: httpx.AsyncClient, database: Database) -> None:
+    answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    parts = answer.json()["parts"]
+    assert {name: part["ok"] for name, part in parts.items()} == {
+        "database": True,
+        "redis": True,
+        "broker": True,
+        "scheduler": False,
+    }
+    assert (await client.get("/readyz?part=database&part=redis")).status_code == 200
+    async with database.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO processes (id, kind, detail, start_time, beat_time)"
+            " VALUES ('s', 'scheduler', '{}', now(), now())"
+        )
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    assert answer.json()["parts"]["scheduler"]["detail"] == "1 alive"
+    assert (await client.get("/readyz?part=moon")).status_code == 422
+
+
+async def test_metrics_tell_of_the_plane(client: httpx.AsyncClient, queue: str, redis_url: str) -> None:
+    await client.post("/api/v1/runs", json={"task": "x"})
+    job = (await client.post("/api/v1/jobs", json=a_job())).json()
+    await client.get(f"/api/v1/jobs/{job['id']}")
+    await client.get("/nothing")
+    text = (await client.get("/metrics")).text
+    assert 'jobplane_runs_live{state="PENDING"} 1.0' in text
+    assert "jobplane_runs_waiting 1.0" in text
+    assert "jobplane_jobs_due 0.0" in text
+    assert "jobplane_schedulers 0.0" in text
+    assert 'jobplane_http_requests_total{method="GET",route="/api/v1/jobs/{job_id}",status="200"} 1.0' in text
+    assert 'jobplane_http_requests_total{method="GET",route="other",status="404"} 1.0' in text
+    assert "process_cpu_seconds_total" in text
+
+
+async def test_writes_ring_the_doorbell_and_announce_runs(
+    client: httpx.AsyncClient, queue: str, redis_url: str
+) -> None:
+    from app.progress.announce import channel_of
+    from workers.protocol import DOORBELL_CHANNEL, RUNS_CHANNEL
+
+    with redis_sync.Redis.from_url(redis_url) as listener, listener.pubsub(ignore_subscribe_messages=True) as heard:
+        channels = {channel_of(listener, name) for name in (DOORBELL_CHANNEL, RUNS_CHANNEL)}
+        heard.subscribe(*channels)
+        while heard.get_message(timeout=0.2) is not None:
+            pass
+        run = (await client.post("/api/v1/runs", json={"task": "x"})).json()
+        messages = {}
+        for _ in range(20):
+            message = heard.get_message(timeout=0.2)
+            if message is None or (message["data"] != b"1" and run["id"].encode() not in message["data"]):
+                continue  # channels are the server's: another test may speak on them
+            messages[message["channel"].decode()] = message["data"]
+            if len(messages) == 2:
+                break
+    assert set(messages) == channels
