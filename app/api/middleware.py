@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
@@ -61,6 +62,8 @@ class Surroundings:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:  # in the midst of the body: nobody is left to answer
+            log.debug("caller_gone", path=scope["path"])
         except Exception as error:
             if status:  # the answer is under way; the server can only cut it off
                 log.exception("answer_cut_off")

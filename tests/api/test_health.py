@@ -1,9 +1,15 @@
 """Health, readiness and metrics."""
 
+import asyncio
+
 import httpx
 import redis as redis_sync
+from pydantic import SecretStr
 
 from app.database import Database
+from app.embedded import free_port
+from app.main import create_app
+from app.settings import Settings
 from tests.api.conftest import a_job
 
 
@@ -65,3 +71,28 @@ async def test_writes_ring_the_doorbell_and_announce_runs(
             if len(messages) == 2:
                 break
     assert set(messages) == channels
+
+
+async def test_without_redis_writes_go_on_and_a_cancel_says_what_it_needs(
+    settings: Settings, database: Database
+) -> None:
+    nowhere = SecretStr(f"redis://127.0.0.1:{free_port()}/0")
+    app = create_app(settings.model_copy(update={"redis_url": nowhere}))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://plane") as client,
+        asyncio.timeout(20),
+    ):
+        assert (await client.post("/api/v1/queues", json={"name": "default"})).status_code == 201
+        fresh, dispatched = [(await client.post("/api/v1/runs", json={"task": "x"})).json()["id"] for _ in range(2)]
+        async with database.transaction() as connection:
+            await connection.execute(
+                "UPDATE runs SET dispatches = 1, dispatch_time = now(), version = 2 WHERE id = $1", dispatched
+            )
+        assert (await client.post(f"/api/v1/runs/{fresh}/cancel")).status_code == 202
+        refused = await client.post(f"/api/v1/runs/{dispatched}/cancel")
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/unavailable")
+        assert "Redis" in refused.json()["detail"]
+        assert (await client.get(f"/api/v1/runs/{dispatched}")).json()["state"] == "PENDING"
+        assert (await client.get("/readyz")).json()["parts"]["redis"]["ok"] is False

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 from fastapi import FastAPI
+from starlette.types import Message
 from structlog.testing import capture_logs
 
 from app import faults
@@ -50,6 +51,27 @@ async def test_a_body_that_never_ends(client: httpx.AsyncClient) -> None:
         413,
         "body-too-large",
     )
+
+
+async def test_a_caller_that_goes_away_in_the_midst_of_its_body(app: FastAPI, database: Database) -> None:
+    said: list[Message] = []
+    parts: list[Message] = [
+        {"type": "http.request", "body": b'{"name":', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return parts.pop(0)
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/jobs", "query_string": b"", "http_version": "1.1"}
+    headers = [(b"content-type", b"application/json")]
+    with capture_logs() as lines:
+        await app({**scope, "headers": headers, "root_path": "", "scheme": "http"}, receive, send)
+    assert said == []
+    assert "request_failed" not in {line["event"] for line in lines}
 
 
 async def test_every_type_is_explained(client: httpx.AsyncClient) -> None:
