@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from app.progress import moves
 from app.progress.standing import Move, Standing
 from app.states import is_running
+from workers import protocol
 
 Maker: TypeAlias = Callable[[datetime], Move]
 
@@ -56,13 +57,17 @@ def leased_with(retries: int) -> Maker:
     return lambda _: lambda standing: replace(standing, leased=True, retries=retries)
 
 
-def cancelled(now: datetime) -> Move:
-    return moves.cancel(now, "cancelled")
-
-
-def lost(row: Mapping[str, Any]) -> Maker:
-    detail = f"the lease of {row['worker'] or 'its worker'} ended and no result came"
-    return lambda now: moves.lose(now, row["attempt"], detail)
+def ended_with(row: Mapping[str, Any], value: str) -> Maker:
+    """What the last value of an attempt's lease means for its run, where no result came."""
+    worker, attempt = row["worker"] or "its worker", row["attempt"]
+    match value:
+        case protocol.CANCELLED:
+            return lambda now: moves.cancel(now, "cancelled")
+        case protocol.DONE:
+            detail = f"{worker} was done with it, and its result is not to be found (or the task raised Ignore)"
+            return lambda now: moves.lose_sight(now, attempt, detail)
+        case _:
+            return lambda now: moves.lose(now, attempt, f"the lease of {worker} ended and no result came")
 
 
 def unheard(_: datetime) -> Move:

@@ -107,6 +107,17 @@ def lose(now: datetime, attempt: int, detail: str) -> Move:
     return move
 
 
+def lose_sight(now: datetime, attempt: int, detail: str) -> Move:
+    """The work of this attempt is over and its end unknown: FAILURE, never run again by itself."""
+
+    def move(standing: Standing) -> Standing | None:
+        if standing.state in TERMINAL or standing.attempt != attempt:
+            return None
+        return end(now, standing, FAILURE, error={"type": "OutcomeUnknown", "message": detail, "traceback": None})
+
+    return move
+
+
 def redispatch(now: datetime, dispatch: int, reason: str, delay_s: float = 0) -> Move:
     """Publish the same attempt again under the next number, if `dispatch` is still the last one and unheard of."""
 

@@ -185,8 +185,7 @@ class Reaper:
         lost = [row for row in rows if row["id"] in taken]
         said = await self._truth(lost)
         for row in lost:
-            ending = guards.cancelled if taken[row["id"]] == CANCELLED else guards.lost(row)
-            wanted[row["id"]] = [*said[row["id"]], guards.if_running(row, ending)]
+            wanted[row["id"]] = [*said[row["id"]], guards.if_running(row, guards.ended_with(row, taken[row["id"]]))]
         await self._apply(wanted)
 
     async def _taken_or_stands(self, row: Record) -> str | None:
@@ -266,10 +265,8 @@ class Reaper:
                     makers.append(guards.unheard)
                 elif value is None and self._calm.knows_of(row["dispatch_time"], now):
                     makers.append(guards.sent_again(row))
-                elif value == CANCELLED and self._doubted_long(row, value):
-                    makers.append(guards.if_same(row, guards.cancelled))
-                elif value in {REAPED, DONE} and self._doubted_long(row, value):
-                    makers.append(guards.if_same(row, guards.lost(row)))
+                elif value in {CANCELLED, REAPED, DONE} and self._doubted_long(row, value):
+                    makers.append(guards.if_same(row, guards.ended_with(row, value)))
             await self._apply({run_id: makers for run_id, makers in wanted.items() if makers})
 
     def _patience(self, row: Record) -> timedelta:
