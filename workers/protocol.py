@@ -13,7 +13,8 @@ PROTOCOL_VERSION: Final = 1
 
 PREFIX: Final = "jobplane:"
 
-#: Redis channel (with `@` and the number of the database behind it) that carries run frames, as JSON lists of runs, to the API processes.
+#: Redis channel (with `@` and the number of the database behind it) that carries run frames, as JSON lists of runs, to
+#: the API processes.
 RUNS_CHANNEL: Final = f"{PREFIX}runs"
 #: Redis channel (likewise) that wakes schedulers after a commit. A hint only: the poll each second is the truth.
 DOORBELL_CHANNEL: Final = f"{PREFIX}doorbell"
