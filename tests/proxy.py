@@ -71,6 +71,10 @@ class TcpProxy:
 
     async def _cut(self) -> None:
         if self._server is not None:
+            # Whom asyncio has just accepted gets into `_pairs` first: a server closed in between would forget him.
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            await asyncio.sleep(0.01)
             self._server.close()
             self._server = None
         pairs = list(self._pairs)

@@ -1,24 +1,22 @@
-"""RabbitMQ as the broker, through aio-pika.
+"""RabbitMQ as the broker, through aio-pika: the connection, and what is asked of it.
 
-Messages are persistent and `mandatory`; confirms come back per message, matched by delivery tag. Each exchange has a
-channel of its own, for a missing or forbidden exchange closes the channel and with it everything that is under way
-there: queues of other exchanges do not notice. aio-pika's robust connections are not used: the outbox is the retry.
+aio-pika's robust connections are not used: the outbox is the retry. Each exchange has a channel of its own, for a
+missing or forbidden exchange closes the channel and with it everything that is under way there: queues of other
+exchanges do not notice.
 """
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import ChannelClosed, DeliveryError, PublishError
+from aio_pika.exceptions import ChannelClosed
 
-from app import faults
-from app.dispatch.broker import CONFIRMED, UNROUTABLE, Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route
+from app.dispatch.broker import Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route
+from app.dispatch.confirms import Publisher, any_uncertain, send
 from app.dispatch.message import Message
 from app.dispatch.rabbitmq import OpenChannel, find_or_make, line_of
 
@@ -30,18 +28,6 @@ _HEARTBEAT_S: Final = 10
 #: How long an old connection may take to say goodbye.
 _GOODBYE_S: Final = 3.0
 
-#: What it takes for a message that cannot be encoded. Any other error, even a bare Exception, the library may raise for
-#: a connection that goes away under our hands.
-_UNSENDABLE: Final = (ValueError, TypeError, OverflowError, struct.error)
-
-
-@dataclass(slots=True)
-class _Publisher:
-    """A channel that takes messages, and what the broker said when it closed it."""
-
-    channel: AbstractChannel
-    trouble: str | None = None
-
 
 class Amqp:
     """A RabbitMQ broker; see `app.dispatch.broker.Broker`."""
@@ -52,7 +38,7 @@ class Amqp:
         self._timeout_s = timeout_s
         self._connecting = asyncio.Lock()
         self._connection: AbstractConnection | None = None
-        self._publishers: dict[str | None, _Publisher] = {}
+        self._publishers: dict[str | None, Publisher] = {}
         self._goodbyes: set[asyncio.Task[None]] = set()
         self.connects = 0
 
@@ -74,8 +60,8 @@ class Amqp:
                 _raise_if_cancelled(error)
                 unsent = Outcome(Fate.UNCERTAIN, line_of(error))
                 break
-            outcomes += await self._send(publishers, window, ends)
-            if any(outcome.fate is Fate.UNCERTAIN for outcome in outcomes):
+            outcomes += await self._sent(publishers, window, ends)
+            if any_uncertain(outcomes):
                 break
         return outcomes + [unsent] * (len(batch) - len(outcomes))
 
@@ -114,32 +100,23 @@ class Amqp:
                 self.connects += 1
             return self._connection
 
-    async def _publisher(self, connection: AbstractConnection, exchange: str) -> _Publisher:
+    async def _publisher(self, connection: AbstractConnection, exchange: str) -> Publisher:
         own = exchange in self._publishers or len(self._publishers) < _OWN_CHANNELS
         key = exchange if own else None
         publisher = self._publishers.get(key)
         if publisher is None or publisher.channel.is_closed:
             channel = connection.channel(publisher_confirms=True, on_return_raises=True)
             await channel.initialize(timeout=self._timeout_s)
-            publisher = self._publishers[key] = _Publisher(channel)
+            publisher = self._publishers[key] = Publisher(channel)
         return publisher
 
-    async def _send(self, publishers: Mapping[str, _Publisher], batch: Sequence[Message], ends: float) -> list[Outcome]:
-        """Write all messages, in order, then wait for their confirms until `ends`."""
-        sending = [asyncio.ensure_future(_send(publishers[message.exchange], message)) for message in batch]
+    async def _sent(self, publishers: Mapping[str, Publisher], batch: Sequence[Message], ends: float) -> list[Outcome]:
         try:
-            await asyncio.wait(sending, timeout=max(ends - asyncio.get_running_loop().time(), 0))
-            outcomes = [
-                _outcome(task, publishers[message.exchange]) for message, task in zip(batch, sending, strict=True)
-            ]
+            outcomes = await send(publishers, batch, ends)
         except BaseException:
             self._discard()
             raise
-        finally:
-            for task in sending:
-                task.cancel()
-        lost = any(outcome.fate is Fate.UNCERTAIN for outcome in outcomes)
-        if lost or any(publisher.channel.is_closed for publisher in publishers.values()):
+        if any_uncertain(outcomes) or any(publisher.channel.is_closed for publisher in publishers.values()):
             self._discard()
         return outcomes
 
@@ -186,51 +163,3 @@ async def _goodbye(connection: AbstractConnection) -> None:
     with suppress(Exception):
         async with asyncio.timeout(_GOODBYE_S):
             await connection.close()
-
-
-async def _send(publisher: _Publisher, message: Message) -> Outcome:
-    try:
-        encoded = aio_pika.Message(
-            message.body,
-            headers=message.headers,
-            content_type=message.content_type,
-            content_encoding=message.content_encoding,
-            delivery_mode=message.delivery_mode,
-            priority=message.priority,
-            correlation_id=message.task_id,
-            reply_to=message.reply_to,
-            # A returned message is matched to its delivery tag by this.
-            message_id=message.task_id,
-        )
-        channel = await publisher.channel.get_underlay_channel()
-        await channel.basic_publish(
-            encoded.body,
-            exchange=message.exchange,
-            routing_key=message.routing_key,
-            properties=encoded.properties,
-            mandatory=True,
-        )
-        await faults.at("dispatch.before_confirm")
-    except PublishError:
-        return UNROUTABLE
-    except DeliveryError:
-        return Outcome(Fate.REFUSED, "the broker refused it (nack)")
-    except ChannelClosed as error:
-        publisher.trouble = line_of(error)
-        return Outcome(Fate.REFUSED, publisher.trouble)
-    except faults.InjectedFault:
-        raise
-    except _UNSENDABLE as error:
-        return Outcome(Fate.REFUSED, f"cannot be sent: {line_of(error)}")
-    except Exception as error:
-        return Outcome(Fate.UNCERTAIN, line_of(error))
-    return CONFIRMED
-
-
-def _outcome(task: "asyncio.Task[Outcome]", publisher: _Publisher) -> Outcome:
-    if not task.done():
-        return Outcome(Fate.UNCERTAIN, "not confirmed in time")
-    outcome = Outcome(Fate.UNCERTAIN, "connection lost") if task.cancelled() else task.result()
-    if outcome.fate is Fate.UNCERTAIN and publisher.trouble is not None:
-        return Outcome(Fate.REFUSED, publisher.trouble)  # what was behind it on the channel that the broker closed
-    return outcome

@@ -189,6 +189,11 @@ async def queue_in_trouble(connection: Connection, name: str, version: int, prob
 
 
 async def only_looker(connection: Connection) -> bool:
-    """Become the one session that looks after queues, until the connection goes back to its pool."""
+    """Become the one session that looks after queues, until `let_others_look` or the end of the connection."""
     alone: bool = await connection.fetchval("SELECT pg_try_advisory_lock(hashtext('jobplane'), hashtext('queues'))")
     return alone
+
+
+async def let_others_look(connection: Connection) -> None:
+    """Another session may look after queues now."""
+    await connection.execute("SELECT pg_advisory_unlock(hashtext('jobplane'), hashtext('queues'))")

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 
-from app.database import Database, Record, clock
+from app.database import Connection, Database, Record, clock
 from app.dispatch import queries
 from app.dispatch.broker import Broker, BrokerAway, QueueTrouble, Route
 from app.progress.announce import ring
@@ -53,16 +53,22 @@ class Topology:
         async with self._database.reading() as connection:
             if not await queries.only_looker(connection):
                 return False
-            now = asyncio.get_running_loop().time()
-            if self._after is None and (now >= self._all_at or self._connects != self._broker.connects):
-                self._after = ""
-            everything, troubled = self._after is not None, now >= self._troubled_at
-            rows = await queries.queues_to_look_at(
-                connection, troubled=troubled, everything=everything, after=self._after or "", limit=_BATCH
-            )
-            news = False
-            for row in rows:
-                news |= await self._look_at(row)
+            try:
+                return await self._look(connection)
+            finally:
+                await queries.let_others_look(connection)
+
+    async def _look(self, connection: Connection) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._after is None and (now >= self._all_at or self._connects != self._broker.connects):
+            self._after = ""
+        everything, troubled = self._after is not None, now >= self._troubled_at
+        rows = await queries.queues_to_look_at(
+            connection, troubled=troubled, everything=everything, after=self._after or "", limit=_BATCH
+        )
+        news = False
+        for row in rows:
+            news |= await self._look_at(row)
         more = len(rows) == _BATCH
         if troubled:
             self._troubled_at = now + TROUBLED_EVERY_S

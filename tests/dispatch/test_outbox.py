@@ -206,7 +206,10 @@ async def test_a_crash_before_the_mark_sends_the_same_task_id_again(rig: Rig, po
     await rig.execute("UPDATE runs SET claim_time = claim_time - interval '31 s'")
     await drain(heir)
     assert {(row["dispatches"], row["claimed_by"]) for row in await rig.rows(ids)} == {(1, None)}
-    assert await taken(rig.url, "q") == [f"{run}.1" for run in ids] * 2
+    got = await taken(rig.url, "q")
+    assert got[-3:] == [f"{run}.1" for run in ids]
+    # What the dead one had sent by then is there twice: all of it, or the first message on a new channel.
+    assert got[:-3] == got[-3:][: len(got) - 3] != []
 
 
 @pytest.mark.parametrize("point", ["dispatch.after_claim", "dispatch.before_publish"])
