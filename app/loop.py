@@ -1,4 +1,4 @@
-"""A pass, repeated until the process stops: the one loop of the scheduler."""
+"""A pass, repeated until the process stops, and how tasks are ended."""
 
 import asyncio
 import time
@@ -49,6 +49,15 @@ class Loop:
             self.problem, self.good_at, retry_s = None, time.monotonic(), _FIRST_RETRY_S
             if not more:
                 await _rest(self.pause_s(), stop, self.wake)
+
+
+async def end(*tasks: "asyncio.Task[None]") -> None:
+    """Cancel tasks and return once they have ended; what they raised is theirs."""
+    running = {task for task in tasks if not task.done()}
+    while running:  # more than once: `wait_for` of Python 3.11, which the Redis client uses, may swallow a cancel
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=0.2)
 
 
 async def _rest(seconds: float, *events: asyncio.Event) -> None:

@@ -24,7 +24,7 @@ from app.dispatch import broker as brokers
 from app.dispatch.outbox import Outbox
 from app.dispatch.topology import Topology, ensure_default_queues
 from app.due.tick import Tick
-from app.loop import Loop
+from app.loop import Loop, end
 from app.progress.announce import channel_of
 from app.progress.reap import Reaper
 from app.progress.record import Recorder
@@ -92,9 +92,7 @@ class Scheduler:
         try:
             await self._run(loops)
         finally:
-            doorbell.cancel()
-            with suppress(asyncio.CancelledError):
-                await doorbell
+            await end(doorbell)
             await recorder.close()
             for closing in (publisher.close(), asker.close(), _say_goodbye(database, self.name), redis.aclose()):
                 await closing

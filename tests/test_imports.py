@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LEAVES = {"app.settings", "app.errors", "app.states", "app.faults"}
-GROUND = {*LEAVES, "app.models", "app.database", "app.schedule.triggers"}
+GROUND = {*LEAVES, "app.models", "app.database", "app.loop", "app.schedule.triggers"}
 STAGES = {"app.progress", "app.schedule", "app.due", "app.dispatch", "app.feed"}
 PROTOCOL = "workers.protocol"
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from app.api import pages
 from app.api.bodies import MERGE_PATCH, JsonRoute, check_arguments, merge
 from app.api.caller import CallerOf
-from app.api.conditions import IfMatch, IfMatchOf, IfNoneMatchOf
+from app.api.conditions import IfMatch, IfMatchOf
 from app.api.documents import body_of, problems, writing
 from app.api.idempotency import KeyOf
 from app.api.plane import Plane, PlaneOf
@@ -70,14 +70,12 @@ async def create_job(plane: PlaneOf, caller: CallerOf, body: JobIn, key: KeyOf) 
     return await write(plane, effect, key)
 
 
-@router.get("/{job_id}", response_model=JobOut, responses={304: {"description": "Not modified"}, **problems(404)})
-async def get_job(plane: PlaneOf, job_id: UUID, if_none_match: IfNoneMatchOf) -> Response:
-    """A job. Its ETag names the definition: pausing and firing do not change it."""
+@router.get("/{job_id}", response_model=JobOut, responses=problems(404))
+async def get_job(plane: PlaneOf, job_id: UUID) -> Response:
+    """A job. Its ETag names the definition, for If-Match: pausing and firing do not change it."""
     async with plane.database.reading() as connection:
         job = await definitions.found(connection, job_id)
-    return if_none_match.not_modified(job["version"]) or json_response(
-        job_view(job), headers={"ETag": tag(job["version"])}
-    )
+    return json_response(job_view(job), headers={"ETag": tag(job["version"])})
 
 
 @router.put("/{job_id}", response_model=JobOut, responses=writing(404, 409, 412))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.api import pages
 from app.api.bodies import MERGE_PATCH, JsonRoute, merge
 from app.api.caller import CallerOf
-from app.api.conditions import IfMatchOf, IfNoneMatchOf
+from app.api.conditions import IfMatchOf
 from app.api.documents import body_of, problems, writing
 from app.api.idempotency import KeyOf
 from app.api.jobs import read_patch
@@ -66,13 +66,12 @@ async def create_queue(plane: PlaneOf, caller: CallerOf, body: QueueIn, key: Key
     return await write(plane, effect, key)
 
 
-@router.get("/{name}", response_model=QueueOut, responses={304: {"description": "Not modified"}, **problems(404)})
-async def get_queue(plane: PlaneOf, name: NameInPath, if_none_match: IfNoneMatchOf) -> Response:
-    """A queue. Its ETag names the definition: being declared does not change it."""
+@router.get("/{name}", response_model=QueueOut, responses=problems(404))
+async def get_queue(plane: PlaneOf, name: NameInPath) -> Response:
+    """A queue. Its ETag names the definition, for If-Match: being declared does not change it."""
     async with plane.database.reading() as connection:
         row = _there(await queries.queue_by_name(connection, name), name)
-    headers = {"ETag": tag(row["version"])}
-    return if_none_match.not_modified(row["version"]) or json_response(queue_view(row), headers=headers)
+    return json_response(queue_view(row), headers={"ETag": tag(row["version"])})
 
 
 @router.patch(

@@ -19,6 +19,7 @@ from app.feed.frames import DRAINING, Change, Close
 from app.feed.hints import Hints
 from app.feed.listeners import Listener, LongPoll, ManyRuns
 from app.feed.reconcile import Reconciler, changes_of
+from app.loop import end
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -103,11 +104,7 @@ class Hub:
     async def stop(self) -> None:
         """Drain and end the hub's own tasks."""
         await self.drain()
-        running = set(self._tasks)
-        while running:  # more than once: Python 3.11's `wait_for`, which the Redis client uses, may swallow a cancel
-            for task in running:
-                task.cancel()
-            _, running = await asyncio.wait(running, timeout=0.2)
+        await end(*self._tasks)
         for task in self._tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("feed_task_failed", exc_info=error)

@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from app.loop import end
 from app.progress.reports import HEAD, MESSAGE_LIMIT, key_of, state_at_head, task_of
 from app.states import RETRY, STARTED, TERMINAL
 from workers.protocol import RESULT_KEY_PREFIX, TaskId
@@ -140,9 +141,7 @@ class Listener:
     async def close(self) -> None:
         """Stop listening. What waits may still be taken."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
             self._task = None
 
     async def gather(self, most: int, most_bytes: int, *, wait_s: float, gather_s: float) -> list[Heard]:

@@ -10,7 +10,6 @@ from app.api.schemas.fields import (
     DAY_S,
     Args,
     Count,
-    Flag,
     In,
     Kwargs,
     Name,
@@ -96,7 +95,9 @@ class CancelIn(In):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"terminate": False}]})
 
-    terminate: Flag = Field(False, description="end the body at once instead of at its next sign of life")
+    terminate: Literal[False] = Field(
+        False, description="reserved: a body of our workers ends at its next sign of life, at most 5 s after the cancel"
+    )
 
 
 class ProgressOut(Out):
