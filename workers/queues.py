@@ -19,6 +19,9 @@ from workers.log import log
 
 #: How often a queue that does not exist is looked for.
 LOOK_S: Final = 1.0
+#: Longest pause before a broker that is away is tried again. Celery's own grows to 30 s, in which work that the plane
+#: sends as soon as the broker is back would lie there.
+RECONNECT_S: Final = 5.0
 
 _NOT_FOUND: Final = 404
 
@@ -36,7 +39,10 @@ class Queues(CeleryQueues):
 
 
 class Connection(KombuConnection):
-    """A broker connection whose consumers each have their own prefetch."""
+    """A broker connection whose consumers each have their own prefetch, and which is soon there again."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        return super().ensure_connection(*args, **{"interval_max": RECONNECT_S, **options})
 
     @property
     def qos_semantics_matches_spec(self) -> bool:
