@@ -25,10 +25,13 @@ class RabbitMQ:
     """One RabbitMQ node on loopback, with everything it writes in `folder` and an epmd of its own.
 
     It boots with `vhosts` virtual hosts named t0, t1, ... because making one costs rabbitmqctl a second and more. The
-    folder's data survive `stop` and `kill`; ports and node name stay the same for the life of the object.
+    folder's data survive `stop` and `kill`; ports and node name stay the same for the life of the object. No brackets
+    in the folder's path: Erlang takes them for a pattern, and a quorum queue then never answers after a `kill`.
     """
 
     def __init__(self, folder: Path, *, vhosts: int = 40, start_timeout_s: float = 90) -> None:
+        if set(str(folder)) & set("[]{}*?"):
+            raise ValueError(f"RabbitMQ cannot keep its data in {folder}")
         self.folder = folder
         self.port = free_port()
         self.vhosts = [f"t{n}" for n in range(vhosts)]
@@ -58,6 +61,7 @@ class RabbitMQ:
         """Return once it speaks AMQP; the first start takes some seconds."""
         if self.pid is not None:
             return
+        self._process = None
         if self._epmd is None or self._epmd.poll() is not None:
             epmd = shutil.which("epmd", path="/usr/bin:/usr/local/bin") or "epmd"
             self._epmd = self._spawn([epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1"])
