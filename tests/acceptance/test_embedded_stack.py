@@ -8,20 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from tests.acceptance.following import follow_a_job_each_second
 from tests.acceptance.plane import HERE, JOBPLANE, Api
-from tests.acceptance.watching import Watcher
 from tests.processes import Process, wait_until
 
 pytestmark = pytest.mark.acceptance
-
-TIMES = 20
 
 
 @pytest.fixture
@@ -70,61 +66,7 @@ def left(processes: list[psutil.Process]) -> list[str]:
 
 def test_twenty_seconds_twenty_runs_followed_by_socket_and_by_polling(up: Callable[..., tuple[Process, Api]]) -> None:
     _, api = up()
-    first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
-    trigger = {
-        "type": "interval",
-        "every_s": 1,
-        "start_time": first.isoformat(),
-        "end_time": (first + timedelta(seconds=TIMES - 1)).isoformat(),
-    }
-    with Watcher(api.socket, query="interval_ms=50") as watcher:
-        wait_until(lambda: watcher.live, 10, "the feed is live")
-        job = api.post(
-            "/jobs",
-            {
-                "name": "each-second",
-                "task": "test.steps",
-                "queue": "default",
-                "kwargs": {"count": 3, "step_s": 0.2},
-                "trigger": trigger,
-                "overlap": "allow",
-            },
-            201,
-        )
-        polled: dict[str, list[dict[str, Any]]] = {}
-        deadline = time.monotonic() + TIMES + 40
-        while time.monotonic() < deadline:
-            runs = list(api.every("/runs", job_id=job["id"]))
-            for run in runs:
-                values = polled.setdefault(run["id"], [])
-                if not values or run["version"] > values[-1]["version"]:
-                    values.append(run)
-            if len(runs) == TIMES and all(run["end_time"] for run in runs):
-                break
-            time.sleep(0.05)
-        wait_until(
-            lambda: sum(values[-1]["state"] == "SUCCESS" for values in watcher.seen().values()) == TIMES,
-            5,
-            "a terminal frame of every run",
-        )
-        streamed = watcher.seen()
-    assert len(polled) == TIMES
-    assert sorted(values[-1]["scheduled_time"] for values in polled.values()) == [
-        (first + timedelta(seconds=n)).strftime("%Y-%m-%dT%H:%M:%SZ") for n in range(TIMES)
-    ]
-    for seen in (polled, streamed):
-        assert len(seen) == TIMES
-        for values in seen.values():
-            assert values[-1]["state"] == "SUCCESS", values[-1]
-            assert values[-1]["result"] == {"steps": 3}
-            steps = [value["progress"]["current"] for value in values if value["state"] == "PROGRESS"]
-            assert steps, "PROGRESS was seen"
-            assert steps == sorted(steps)
-    ledger = api.get(
-        f"/jobs/{job['id']}/ledger",
-        **{"from": trigger["start_time"], "to": (first + timedelta(seconds=TIMES)).isoformat()},
-    )
-    assert (ledger["scheduled"], ledger["runs"], ledger["skipped"]) == (TIMES, TIMES, 0)
+    follow_a_job_each_second(api, 20)
 
 
 def test_a_second_start_is_refused_while_the_first_runs_and_finds_its_data_after(

@@ -1,0 +1,82 @@
+"""The plane's first promise, followed twice at once: by a socket and by polling."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.acceptance.plane import Api
+from tests.acceptance.watching import Watcher
+from tests.processes import wait_until
+
+RFC3339 = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def times_from(first: datetime, count: int) -> list[str]:
+    """So many seconds in a row, as REST writes them."""
+    return [(first + timedelta(seconds=n)).strftime(RFC3339) for n in range(count)]
+
+
+def each_second(first: datetime, count: int) -> dict[str, Any]:
+    """A trigger with so many scheduled times, the first of them at `first`."""
+    last = first + timedelta(seconds=count - 1)
+    return {"type": "interval", "every_s": 1, "start_time": first.isoformat(), "end_time": last.isoformat()}
+
+
+def soon(seconds: int) -> datetime:
+    """A whole second, so far from now."""
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+
+
+def follow_a_job_each_second(api: Api, times: int) -> list[dict[str, Any]]:
+    """Make a job with so many scheduled times, one each second, and follow it to its end; the runs as they ended.
+
+    Asserts that every scheduled time has one run, that each ends with SUCCESS, and that a WebSocket client and one
+    that polls both see its PROGRESS in rising order and then its end.
+    """
+    first = soon(3)
+    with Watcher(api.socket, query="interval_ms=50") as watcher:
+        wait_until(lambda: watcher.live, 10, "the feed is live")
+        job = api.post(
+            "/jobs",
+            {
+                "name": "each-second",
+                "task": "test.steps",
+                "queue": "default",
+                "kwargs": {"count": 3, "step_s": 0.2},
+                "trigger": each_second(first, times),
+                "overlap": "allow",
+            },
+            201,
+        )
+        polled: dict[str, list[dict[str, Any]]] = {}
+        deadline = time.monotonic() + times + 40
+        while time.monotonic() < deadline:
+            runs = list(api.every("/runs", job_id=job["id"]))
+            for run in runs:
+                values = polled.setdefault(run["id"], [])
+                if not values or run["version"] > values[-1]["version"]:
+                    values.append(run)
+            if len(runs) == times and all(run["end_time"] for run in runs):
+                break
+            time.sleep(0.05)
+        wait_until(
+            lambda: sum(values[-1]["state"] == "SUCCESS" for values in watcher.seen().values()) == times,
+            5,
+            "a terminal frame of every run",
+        )
+        streamed = watcher.seen()
+    assert sorted(values[-1]["scheduled_time"] for values in polled.values()) == times_from(first, times)
+    for seen in (polled, streamed):
+        assert len(seen) == times
+        for values in seen.values():
+            assert values[-1]["state"] == "SUCCESS", values[-1]
+            assert values[-1]["result"] == {"steps": 3}
+            steps = [value["progress"]["current"] for value in values if value["state"] == "PROGRESS"]
+            assert steps, "PROGRESS was seen"
+            assert steps == sorted(steps)
+    ledger = api.get(
+        f"/jobs/{job['id']}/ledger",
+        **{"from": first.isoformat(), "to": (first + timedelta(seconds=times)).isoformat()},
+    )
+    assert (ledger["scheduled"], ledger["runs"], ledger["skipped"]) == (times, times, 0)
+    return [values[-1] for values in polled.values()]

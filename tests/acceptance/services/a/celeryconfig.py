@@ -1,0 +1,20 @@
+"""Service A: one classic queue with arguments of its own, on a direct exchange."""
+
+import os
+
+from kombu import Exchange, Queue
+
+broker_url = os.environ["SERVICE_BROKER_URL"]
+result_backend = os.environ["SERVICE_REDIS_URL"]
+
+task_queues = [
+    Queue(
+        "service_a",
+        Exchange("service_a_exchange", type="direct"),
+        routing_key="a.jobs",
+        queue_arguments={"x-max-length": 100_000, "x-max-priority": 5},
+    )
+]
+task_default_queue = "service_a"
+task_track_started = True
+worker_concurrency = 2
