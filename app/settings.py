@@ -108,7 +108,7 @@ class Settings(Listening):
 
     tick_batch: int = Field(1000, ge=1, le=5000, description="most jobs that one tick settles in a transaction")
     dispatch_batch: int = Field(500, ge=1, le=5000, description="most runs that one dispatch pass publishes")
-    publish_timeout_s: float = Field(5, ge=0.5, le=60, description="longest wait for the broker's confirms of a batch")
+    publish_timeout_s: float = Field(5, ge=0.5, le=20, description="longest wait for the broker's confirms of a batch")
     dispatch_timeout_s: float = Field(
         30, ge=5, le=3600, description="a dispatched run that no worker started for this long is looked for"
     )
