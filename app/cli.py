@@ -67,16 +67,33 @@ def worker(
         # Celery puts this folder first on the path, so that teams may keep their tasks here.
         if found.exists() and found.resolve() != ours:
             _refuse(f"{found} hides jobplane's package of that name; start the worker in another folder")
-    command = [sys.executable, "-P", "-m", "celery", "-A", "workers.app", "worker", "-Q", queues, *context.args]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "celery",
+        "--quiet",
+        "-A",
+        "workers.app",
+        "worker",
+        "-Q",
+        queues,
+        *context.args,
+    ]
     os.execve(sys.executable, command, child_environment({"REMAP_SIGTERM": "SIGQUIT"}))  # noqa: S606
 
 
 @cli.command()
 def migrate(revision: Annotated[str, typer.Argument(help="Where to go to.")] = "head") -> None:
     """Bring the database to the newest schema; two at once wait for each other."""
+    from app.database import AWAY
     from app.migrate import upgrade
 
-    upgrade(Settings.load().database_url.get_secret_value(), revision)
+    settings = Settings.load()
+    try:
+        upgrade(settings.database_url.get_secret_value(), revision)
+    except AWAY as error:
+        _refuse(f"the database cannot be reached: {error}")
 
 
 @cli.command()

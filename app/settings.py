@@ -98,7 +98,7 @@ class Settings(Listening):
     redis_url: RedisUrl = Field(description="Redis or Valkey: Celery results, leases, feed fan-out")
     broker_url: BrokerUrl = Field(description="the Celery broker, `amqp://` or `redis://`")
 
-    log_format: Literal["json", "console"] = Field("json", description="how log lines look")
+    log_format: Literal["json", "console"] = Field("json", description="how log lines look: `json` or `console`")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least level that is logged"
     )

@@ -4,6 +4,7 @@ Importing this module reads the settings; a wrong one ends the process with one 
 """
 
 import ssl
+import sys
 from importlib.util import find_spec
 from typing import Any
 
@@ -113,7 +114,8 @@ def _made() -> Celery:
     try:
         return make_app(current())
     except SettingsError as error:
-        raise SystemExit(str(error)) from None
+        sys.stderr.write(f"jobplane: {error}\n")
+        raise SystemExit(2) from None
 
 
 app = _made()

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     )
     concurrency: int | None = Field(None, ge=1, le=10_000, description="how many tasks run at once; default: the cores")
     soft_shutdown_s: float = Field(
-        10, ge=0, le=3600, description="how long a stop by SIGQUIT lets running tasks finish before it hands them back"
+        10, ge=0, le=3600, description="how long a stop lets running tasks finish before it hands them back"
     )
     visibility_timeout_s: int = Field(
         12 * 3600, ge=60, description="Redis broker: an unacknowledged message is delivered again after this long"

@@ -56,8 +56,8 @@ def test_wrong_setting_ends_the_worker_in_one_line(given: dict[str, str], messag
     done = subprocess.run(
         command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=30, check=False
     )
-    assert done.returncode == 1
-    assert done.stderr.strip() == message
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"jobplane: {message}"
 
 
 def test_plane_loads_the_protocol_without_celery() -> None:
