@@ -42,8 +42,8 @@ class Plane:
             **more,
         }
 
-    def api(self, **more: str) -> "Api":
-        port = free_port()
+    def api(self, port: int | None = None, **more: str) -> "Api":
+        port = port or free_port()
         process = self.start(
             [*JOBPLANE, "api"], name=f"api-{port}", env=self.environment(JOBPLANE_PORT=str(port), **more)
         )
@@ -121,7 +121,13 @@ class Api:
                 return
 
     def job(self, name: str, task: str, every_s: int = 1, **more: Any) -> dict[str, Any]:
-        body = {"name": name, "task": task, "queue": "default", "trigger": {"type": "interval", "every_s": every_s}, **more}
+        body = {
+            "name": name,
+            "task": task,
+            "queue": "default",
+            "trigger": {"type": "interval", "every_s": every_s},
+            **more,
+        }
         made: dict[str, Any] = self.post("/jobs", body, 201)
         return made
 
