@@ -112,7 +112,7 @@ def test_three_schedulers_of_which_two_are_killed_make_one_run_of_every_schedule
     print(f"late: median {late[len(late) // 2]:.3f} s, most {late[-1]:.3f} s")
     for at in killed:
         again = [run["late"] for run in runs if run["scheduled_time"] == at.replace(microsecond=0)]
-        print(f"{len(again)} of the second {at:%T} at most {max(again).total_seconds():.3f} s late")
+        print(f"{len(again)} of the second {at:%T}, at most {max(again, default=None)} late")
 
     accounted = Counter(run["job_id"] for run in runs)
     for skip in skips:
