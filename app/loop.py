@@ -6,8 +6,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 log = structlog.get_logger()
+
+#: A server that is away: told in one line, for a traceback would say nothing more.
+_ABSENT = (OSError, RedisConnectionError, RedisTimeoutError)
 
 _FIRST_RETRY_S = 0.2
 _LAST_RETRY_S = 5.0
@@ -39,7 +44,7 @@ class Loop:
             except Exception as error:
                 line = f"{type(error).__name__}: {error}".partition("\n")[0]
                 if line != self.problem:
-                    log.warning("pass_failed", loop=self.name, problem=line, exc_info=not isinstance(error, OSError))
+                    log.warning("pass_failed", loop=self.name, problem=line, exc_info=not isinstance(error, _ABSENT))
                 self.problem = line
                 await _rest(retry_s, stop)
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
