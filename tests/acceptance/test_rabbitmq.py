@@ -185,6 +185,7 @@ def test_a_queue_that_the_plane_made_first_is_the_one_that_a_stock_service_decla
     ours = broker.queues()
     assert ours["made_first"].type == kind
     worker = service("c", "-Q", "made_first", SERVICE_QUEUE_TYPE=kind)
+    worker.wait_for_line("ready.", 60)
     ended = run_to_its_end(api, "apps.tasks.where", "made_first")
     assert (ended["state"], ended["result"]) == ("SUCCESS", "C")
     assert refusals(worker) == []
