@@ -40,6 +40,8 @@ def configure(settings: Settings, process: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Their lines repeat every frame, connection and statement.
-    for noisy in ("uvicorn", "redis", "aiormq", "aio_pika", "asyncio", "websockets", "httpx", "httpcore"):
+    for noisy in ("uvicorn", "redis", "aio_pika", "asyncio", "websockets", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+    # It logs a traceback for every try while the broker is away; the dispatch stage says that once.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     structlog.contextvars.bind_contextvars(process=process)
