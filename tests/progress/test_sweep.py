@@ -124,6 +124,7 @@ async def test_the_newest_run_of_a_job_stays_until_the_job_is_deleted(database: 
 
 
 async def test_the_rest(database: Database, settings: Settings) -> None:
+    now = datetime.now(UTC)
     async with database.transaction() as connection:
         await connection.execute(
             "INSERT INTO refused_reports (source, task_id, problem, body)"
@@ -134,14 +135,14 @@ async def test_the_rest(database: Database, settings: Settings) -> None:
                 "INSERT INTO idempotency_keys (caller, operation, key, body_hash, status, headers, body, create_time)"
                 " VALUES ('c', 'o', $1, '', 201, '{}', '{}', $2)",
                 str(hours),
-                NOW - timedelta(hours=hours),
+                now - timedelta(hours=hours),
             )
         for minutes in (59, 61):
             await connection.execute(
                 "INSERT INTO processes (id, kind, detail, start_time, beat_time)"
                 " VALUES ($1, 'scheduler', '{}', $2, $2)",
                 str(minutes),
-                NOW - timedelta(minutes=minutes),
+                now - timedelta(minutes=minutes),
             )
     await sweep(Sweeper(database, settings, batch=100))
     async with database.reading() as connection:
