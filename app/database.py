@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import orjson
+import structlog
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.base import Executable
 from uuid_utils.compat import uuid7
@@ -22,6 +23,9 @@ from app.settings import Settings
 Connection: TypeAlias = asyncpg.Connection
 Record: TypeAlias = asyncpg.Record
 
+log = structlog.get_logger()
+
+_RETRY_S = 1.0
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
 
 #: What an operation may raise when the database is away, restarting or out of places; the next pass tries again.
@@ -92,6 +96,26 @@ class Database:
             },
         )
         return cls(pool)
+
+    @classmethod
+    async def when_ready(cls, settings: Settings, application: str) -> Self:
+        """As `connect`, once the database answers and is migrated. Tries each second, for ever."""
+        said = ""
+        while True:
+            opened: Self | None = None
+            try:
+                opened = await cls.connect(settings, application)
+                async with opened.reading() as connection:
+                    await connection.fetchval("SELECT epoch FROM plane")
+            except (*AWAY, asyncpg.UndefinedTableError) as error:
+                if opened is not None:
+                    await opened.close()
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("waiting_for_database", problem=said)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return opened
 
     @asynccontextmanager
     async def transaction(

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -56,7 +57,7 @@ class Loop:
                 await _rest(self.pause_s(), stop, self.wake)
 
 
-async def end(*tasks: "asyncio.Task[None]") -> None:
+async def end(*tasks: "asyncio.Task[Any]") -> None:
     """Cancel tasks and return once they have ended; what they raised is theirs."""
     running = {task for task in tasks if not task.done()}
     while running:  # more than once: `wait_for` of Python 3.11, which the Redis client uses, may swallow a cancel

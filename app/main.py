@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Final
 
-import asyncpg
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -23,7 +22,7 @@ from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
 from app.api.server import Server, config
-from app.database import AWAY, Database
+from app.database import Database
 from app.dispatch import broker
 from app.feed.hub import Hub
 from app.settings import Settings
@@ -73,7 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
-        database = await _connect(settings)
+        async with asyncio.timeout(_WAIT_FOR_DATABASE_S):
+            database = await Database.when_ready(settings, "api")
         stack.push_async_callback(database.close)
         redis = _redis(settings)
         stack.push_async_callback(redis.aclose)
@@ -85,27 +85,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.probes = probes
         app.state.plane = Plane(settings, database, redis, hub)
         yield
-
-
-async def _connect(settings: Settings) -> Database:
-    """The database, once it answers and is migrated."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _WAIT_FOR_DATABASE_S
-    while True:
-        database: Database | None = None
-        try:
-            database = await Database.connect(settings, "api")
-            async with database.reading() as connection:
-                await connection.fetchval("SELECT epoch FROM plane")
-        except (*AWAY, asyncpg.UndefinedTableError) as error:
-            if database is not None:
-                await database.close()
-            if loop.time() > deadline:
-                raise
-            logger.warning("waiting_for_database", problem=str(error))
-            await asyncio.sleep(1)
-        else:
-            return database
 
 
 def _redis(settings: Settings) -> Redis:

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-import asyncpg
 import structlog
 import uvloop
 from redis.asyncio import Redis
@@ -25,6 +24,7 @@ from app.dispatch.outbox import Outbox
 from app.dispatch.topology import Topology, ensure_default_queues
 from app.due.tick import Tick
 from app.loop import Loop, end
+from app.progress import queries
 from app.progress.announce import channel_of
 from app.progress.reap import Reaper
 from app.progress.record import Recorder
@@ -105,29 +105,18 @@ class Scheduler:
         _, slow = await asyncio.wait(tasks, timeout=_STOP_S)
         for task in slow:
             logger.warning("pass_cut_off", loop=task.get_name())
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*slow)
 
     async def _connect(self) -> Database | None:
         """The database, once it answers and is migrated; None if we are stopped before that."""
-        said = ""
-        while not self._stop.is_set():
-            database: Database | None = None
-            try:
-                database = await Database.connect(self._settings, f"scheduler {self.name}")
-                async with database.reading() as connection:
-                    await connection.fetchval("SELECT epoch FROM plane")
-            except (*AWAY, asyncpg.UndefinedTableError) as error:
-                if database is not None:
-                    await database.close()
-                if str(error) != said:
-                    said = str(error)
-                    logger.warning("waiting_for_database", problem=said)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), _RETRY_S)
-            else:
-                return database
-        return None
+        ready = asyncio.create_task(Database.when_ready(self._settings, f"scheduler {self.name}"))
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if self._stop.is_set() and not ready.done():
+            await end(ready)
+            return None
+        await end(stopped)
+        return ready.result()
 
 
 def _beat(database: Database, name: str, loops: list[Loop]) -> Callable[[], Awaitable[bool]]:
@@ -143,15 +132,7 @@ def _beat(database: Database, name: str, loops: list[Loop]) -> Callable[[], Awai
             for loop in loops
         }
         async with database.transaction() as connection:
-            await connection.execute(
-                """
-                INSERT INTO processes (id, kind, detail, start_time, beat_time) VALUES ($1, 'scheduler', $2, $3, $3)
-                ON CONFLICT (id) DO UPDATE SET detail = excluded.detail, beat_time = excluded.beat_time
-                """,
-                name,
-                detail,
-                await clock(connection),
-            )
+            await queries.say_alive(connection, await clock(connection), name, detail)
         return False
 
     return run_once
@@ -160,7 +141,7 @@ def _beat(database: Database, name: str, loops: list[Loop]) -> Callable[[], Awai
 async def _say_goodbye(database: Database, name: str) -> None:
     with suppress(*AWAY):
         async with database.transaction() as connection:
-            await connection.execute("DELETE FROM processes WHERE id = $1", name)
+            await queries.say_goodbye(connection, name)
 
 
 async def _answer_the_door(redis: Redis, woken: list[asyncio.Event]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from app.database import Connection, Record
@@ -191,6 +192,24 @@ async def forget_refused_reports(connection: Connection, keep: int, limit: int) 
         limit,
     )
     return _count(answer)
+
+
+async def say_alive(connection: Connection, now: datetime, name: str, detail: dict[str, Any]) -> None:
+    """A scheduler lives, and so fare its loops: what `/readyz` and `/metrics` know of it."""
+    await connection.execute(
+        """
+        INSERT INTO processes (id, kind, detail, start_time, beat_time) VALUES ($1, 'scheduler', $2, $3, $3)
+        ON CONFLICT (id) DO UPDATE SET detail = excluded.detail, beat_time = excluded.beat_time
+        """,
+        name,
+        detail,
+        now,
+    )
+
+
+async def say_goodbye(connection: Connection, name: str) -> None:
+    """A scheduler ends in order."""
+    await connection.execute("DELETE FROM processes WHERE id = $1", name)
 
 
 async def forget_silent_processes(connection: Connection, before: datetime) -> int:
