@@ -1,7 +1,7 @@
 """Queues: where runs go."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
@@ -36,6 +36,10 @@ _AMQP_NAME = Annotated[
 ]
 
 
+#: On Redis a queue is a key of its name, beside those of kombu, Celery and the plane itself.
+_RESERVED: Final = ("amq.", "unacked", "_kombu", "celery-task-meta-", "celery-taskset-meta-", "celeryev", "jobplane:")
+
+
 class QueueIn(In):
     """A queue to be known to the plane: one that exists is used as it is, another one is declared."""
 
@@ -57,8 +61,8 @@ class QueueIn(In):
     @field_validator("name", "exchange")
     @classmethod
     def _not_reserved(cls, value: str | None) -> str | None:
-        if value is not None and value.startswith("amq."):
-            raise ValueError("names that begin with amq. belong to the broker")
+        if value is not None and value.startswith(_RESERVED):
+            raise ValueError("names that begin so belong to the broker, to Celery or to the plane")
         return value
 
     @field_validator("max_priority")
