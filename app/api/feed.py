@@ -5,6 +5,7 @@ They accept first and close then, for a refused handshake reaches clients as a b
 
 import asyncio
 import contextlib
+import re
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -99,11 +100,19 @@ def _check_request(websocket: WebSocket, known: frozenset[str]) -> None:
     """Refuse parameters that do not exist, and pages of other sites: these could read the plane through the browser
     of whoever visits them. Clients that are no browsers name no origin."""
     origin = websocket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
+    if origin is not None and _site(origin) != websocket.headers.get("host", "").lower():
         raise _Refused("a page of another origin may not follow the feed", frames.NOT_ALLOWED)
     for name in websocket.query_params:
         if name not in known:
             raise _Refused(f"{name[:40]}: no such parameter; there are {', '.join(sorted(known))}")
+
+
+def _site(origin: str) -> str | None:
+    """Host and port of an origin; None if it has none that can be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _words(websocket: WebSocket, name: str) -> tuple[str, ...]:
@@ -151,6 +160,7 @@ def _interval_s(websocket: WebSocket) -> float:
     text = _last(websocket, "interval_ms")
     if text is None:
         return _INTERVAL_MS / 1000
-    if not (text.isascii() and text.isdigit() and _LEAST_INTERVAL_MS <= int(text[:9]) <= _MOST_INTERVAL_MS):
+    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+    if not _LEAST_INTERVAL_MS <= number <= _MOST_INTERVAL_MS:
         raise _Refused(f"interval_ms: a whole number from {_LEAST_INTERVAL_MS} to {_MOST_INTERVAL_MS}")
-    return int(text) / 1000
+    return number / 1000

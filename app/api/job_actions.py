@@ -1,12 +1,12 @@
 """What a job is told to do, and what became of its times: pause, resume, trigger, next, runs, ledger."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from app.api import pages, queries
 from app.api.bodies import JsonRoute, check_arguments
@@ -16,7 +16,7 @@ from app.api.idempotency import KeyOf
 from app.api.jobs import settled
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunFilter, page_of_runs
-from app.api.schemas.fields import NothingIn
+from app.api.schemas.fields import Instant, NothingIn
 from app.api.schemas.jobs import JobOut, LedgerOut, PauseIn, PreviewIn, TimesOut, TriggerNowIn
 from app.api.schemas.runs import RunOut, RunPage
 from app.api.views import job_view
@@ -112,7 +112,7 @@ async def preview_trigger(plane: PlaneOf, body: PreviewIn) -> Response:
     if after is None:
         async with plane.database.reading() as connection:
             after = await clock(connection)
-    return json_response(preview(body.trigger, body.count, after.astimezone(UTC)))
+    return json_response(preview(body.trigger, body.count, after))
 
 
 @router.get("/runs", response_model=RunPage, responses=problems(400, 404))
@@ -126,8 +126,8 @@ async def list_job_runs(plane: PlaneOf, job_id: UUID, query: Annotated[RunFilter
 class LedgerQuery(pages.PageQuery):
     """Which scheduled times the ledger tells of."""
 
-    begin: datetime | None = Field(None, alias="from", description="from this time on; a day before `to` if left out")
-    end: datetime | None = Field(None, alias="to", description="before this time; now if left out")
+    begin: Instant | None = Field(None, alias="from", description="from this time on; a day before `to` if left out")
+    end: Instant | None = Field(None, alias="to", description="before this time; now if left out")
 
 
 @router.get("/ledger", response_model=LedgerOut, responses=problems(400, 404))
@@ -136,8 +136,8 @@ async def get_ledger(plane: PlaneOf, job_id: UUID, query: Annotated[LedgerQuery,
     where = pages.place("ledger", query, job_id=job_id)
     async with plane.database.transaction(isolation="repeatable_read", readonly=True) as connection:
         await definitions.found(connection, job_id)
-        end = _aware("?to", query.end) or await clock(connection)
-        begin = _aware("?from", query.begin) or end - timedelta(days=1)
+        end = query.end or await clock(connection)
+        begin = query.begin or end - timedelta(days=1)
         if begin >= end:
             raise Invalid.field("?from", "must be before `to`")
         counts = await queries.ledger_counts(connection, job_id, begin, end)
@@ -150,16 +150,10 @@ async def get_ledger(plane: PlaneOf, job_id: UUID, query: Annotated[LedgerQuery,
     )
 
 
-def _aware(pointer: str, instant: datetime | None) -> datetime | None:
-    if instant is not None and instant.tzinfo is None:
-        raise Invalid.field(pointer, "has no zone; end it with Z or an offset")
-    return instant
-
-
 def _instant(text: str | None) -> datetime | None:
     try:
-        return None if text is None else datetime.fromisoformat(text)
-    except ValueError:
+        return None if text is None else TypeAdapter(Instant).validate_strings(text)
+    except ValidationError:
         raise BadRequest("?cursor is not a cursor of this API") from None
 
 

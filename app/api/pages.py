@@ -103,4 +103,6 @@ def _read(cursor: str) -> tuple[str, str, str]:
         _not_a_cursor()
     if not (isinstance(parts, list) and len(parts) == 3 and all(isinstance(part, str) for part in parts)):
         _not_a_cursor()
+    if "\0" in parts[2]:  # PostgreSQL has no text with U+0000
+        _not_a_cursor()
     return parts[0], parts[1], parts[2]

@@ -1,13 +1,12 @@
 """Lists of runs: what may be asked, and the page that answers it."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
 from app.api import pages, queries
-from app.api.schemas.fields import Word
+from app.api.schemas.fields import Instant, Word
 from app.database import Connection
 from app.progress.view import run_view
 from app.states import is_state
@@ -17,15 +16,6 @@ def _state(value: str) -> str:
     if not is_state(value):
         raise ValueError(f"{value!r} cannot be a state; states are upper case, such as PENDING or SUCCESS")
     return value
-
-
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise ValueError("has no zone; end it with Z or an offset")
-    return value.astimezone(UTC)
-
-
-Instant = Annotated[datetime, AfterValidator(_utc)]
 
 
 class RunFilter(pages.PageQuery):

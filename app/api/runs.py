@@ -1,5 +1,6 @@
 """`/runs`: list, ad-hoc run, one run and its news, its events, retry and cancel."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Annotated, Final, Literal
 from uuid import UUID
@@ -117,7 +118,7 @@ class EventQuery(pages.PageQuery):
 async def list_run_events(plane: PlaneOf, run_id: UUID, query: Annotated[EventQuery, Query()]) -> Response:
     """Every change of the run's state, oldest first."""
     where = pages.place("events", query, run_id=run_id)
-    if where.after is not None and not where.after.isdigit():
+    if where.after is not None and not re.fullmatch("[0-9]{1,9}", where.after):
         raise BadRequest("?cursor is not a cursor of this API")
     async with plane.database.reading() as connection:
         if await queries.run_by_id(connection, run_id) is None:

@@ -1,5 +1,6 @@
 """The kinds of values that several bodies share, with their bounds."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, StringConstraints
@@ -71,3 +72,15 @@ def refuse_swapped_limits(time_limit_s: float | None, soft_time_limit_s: float |
     """ValueError if the soft limit could never act before the hard one."""
     if time_limit_s is not None and soft_time_limit_s is not None and soft_time_limit_s >= time_limit_s:
         raise ValueError("must be less than time_limit_s")
+
+
+def _instant(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("has no zone; end it with Z or an offset")
+    if not 1970 < value.year < 2999:
+        raise ValueError("must be a time from 1971 up to 2998")
+    return value.astimezone(UTC)
+
+
+#: A point in time as callers write it; UTC inside. Bounded, so that arithmetic and the database stay within theirs.
+Instant = Annotated[datetime, AfterValidator(_instant)]

@@ -12,6 +12,7 @@ from app.api.schemas.fields import (
     Count,
     Flag,
     In,
+    Instant,
     Kwargs,
     Labels,
     Name,
@@ -249,20 +250,13 @@ class PreviewIn(In):
 
     trigger: Trigger
     count: Annotated[Count, Field(ge=1, le=1000)] = Field(10, description="how many times, at most")
-    after: datetime | None = Field(None, description="times after this instant; now if left out")
+    after: Instant | None = Field(None, description="times after this instant; now if left out")
 
     @field_validator("after", mode="before")
     @classmethod
     def _written(cls, value: object) -> object:
         if value is not None and not isinstance(value, str | datetime):
             raise ValueError("must be an RFC 3339 time with its zone, such as 2026-03-08T02:30:00Z")
-        return value
-
-    @field_validator("after")
-    @classmethod
-    def _aware(cls, value: datetime | None) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            raise ValueError("has no zone; end it with Z or an offset")
         return value
 
 
