@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,30 @@ def test_file_that_cannot_be_read_is_an_error(tree: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "walk", walk)
     with pytest.raises(FileNotFoundError, match=r"a\.txt"):
         digest(tree)
+
+
+def test_no_pattern_takes_long() -> None:
+    """The body holds the interpreter's lock while it matches: a pattern that backtracks would end the lease."""
+    begin = time.perf_counter()
+    assert not matcher("a*" * 40 + "b")("a" * 250)
+    assert not matcher("**/a*a*a*a*a*a*a*a*b")("/".join(["a" * 60] * 60))
+    assert time.perf_counter() - begin < 5, "seconds, where backtracking takes years"
+    with pytest.raises(ValueError, match="pattern: more than two"):
+        matcher("**/a/**/b/**/c")
+    assert matcher("**/**/**/c")("a/c")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("a*b*c", "axxbyyc", True),
+        ("a*b*c", "axxbyyb", False),
+        ("*ab", "aab", True),
+        ("*a*a", "aa", True),
+        ("*a*a", "a", False),
+        ("d*/**/f?[0-9].t*t", "dir/a/b/fx1.txt", True),
+        ("*.csv", "x/a.csv", False),
+    ],
+)
+def test_stars(pattern: str, path: str, fits: bool) -> None:
+    assert matcher(pattern)(path) is fits

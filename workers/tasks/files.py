@@ -83,23 +83,38 @@ def matcher(pattern: object) -> Callable[[str], bool]:
     *folders, name = pattern.split("/")
     if any("**" in part and part != "**" for part in (*folders, name)):
         raise ValueError("pattern: ** must stand alone between slashes")
+    # `**/**/` is `**/`, and only the last `**/` may have to try again: each before it stops at the first fit.
+    folders = [part for n, part in enumerate(folders) if part != "**" or folders[n - 1 : n] != ["**"]]
+    if folders.count("**") > 2:
+        raise ValueError("pattern: more than two **/")
     expression = "".join("(?:[^/]+/)*" if part == "**" else f"{_of_name(part)}/" for part in folders)
     compiled = re.compile(expression + (".*" if name == "**" else _of_name(name)), re.DOTALL)
     return lambda path: compiled.fullmatch(path) is not None
 
 
 def _of_name(glob: str) -> str:
-    """The regular expression of a glob for one name: `*`, `?`, `[abc]`, `[!abc]`."""
-    expression, rest = "", glob
+    """The regular expression of a glob for one name: `*`, `?`, `[abc]`, `[!abc]`.
+
+    Every `*` but the last stops for good at the first place where what follows it fits, so matching takes no more than
+    quadratic time, whatever the glob.
+    """
+    chunks, rest = [""], glob
     while rest:
         if match := re.match(r"\[(!?)(\]?[^\]]*)\]", rest):
             members = match[2].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]").replace("^", r"\^")
-            expression += f"(?!/)[{'^' if match[1] else ''}{members}]"
+            chunks[-1] += f"(?!/)[{'^' if match[1] else ''}{members}]"
             rest = rest[match.end() :]
+        elif rest[0] == "*":
+            chunks.append("")
+            rest = rest.lstrip("*")
         else:
-            expression += {"*": "[^/]*", "?": "[^/]"}.get(rest[0], re.escape(rest[0]))
+            chunks[-1] += "[^/]" if rest[0] == "?" else re.escape(rest[0])
             rest = rest[1:]
-    return expression
+    first, *others = chunks
+    if not others:
+        return first
+    *middle, last = others
+    return first + "".join(f"(?>[^/]*?{chunk})" for chunk in middle) + "[^/]*" + last
 
 
 def _files(root: Path) -> Iterator[tuple[str, int]]:
