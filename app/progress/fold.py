@@ -79,7 +79,7 @@ def _failed(now: datetime, standing: Standing, report: Report) -> Standing:
             return replace(
                 standing,
                 state=PENDING,
-                reason=f"not registered: a worker without {error['message']} took it",
+                reason=f"not registered: a worker without {error['message'][:200]} took it",
                 due_time=now + timedelta(seconds=NOT_REGISTERED_DELAY_S),
                 claim_time=None,
                 claimed_by=None,
@@ -114,7 +114,7 @@ def _retries_itself(standing: Standing, heard: Standing, report: Report) -> Stan
     known = standing.retries + (standing.state != RETRY) if report.retries is None else report.retries + 1
     if known <= standing.retries:
         return None
-    reason = "the task retries itself: " + error_of(report.meta, None)["type"]
+    reason = "the task retries itself: " + error_of(report.meta, None)["type"][:100]
     return replace(heard, state=RETRY, leased=False, retries=known, reason=reason)
 
 

@@ -8,9 +8,11 @@ from redis.asyncio import Redis
 
 from workers.protocol import HELD, LEASE_MEMORY_S
 
-# Free: set. Held and `held_too`: replace. Ours already: taken. Else: answer what stands.
+# Free, or no lease at all (another type of value): set. Held and `held_too`: replace. Ours already: taken.
+# Else: answer what stands.
 _TAKE = """
-local now = redis.call('GET', KEYS[1])
+local now = false
+if redis.call('TYPE', KEYS[1]).ok == 'string' then now = redis.call('GET', KEYS[1]) end
 if now == false or now == ARGV[1] or (ARGV[3] == '1' and string.sub(now, 1, string.len(ARGV[4])) == ARGV[4]) then
     redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
     return false

@@ -14,8 +14,8 @@ from app.states import FAILURE, PENDING, REVOKED, TERMINAL
 REVOKED_OUTSIDE = "revoked outside jobplane"
 UNHEARD = "unheard: dispatched, and no worker has said that it started"
 
-#: The traceback of an ended attempt is cut to this many characters; the last attempt's stands whole on the run.
-_KEPT_TRACEBACK = 4096
+#: Texts of an ended attempt are cut to this many characters; the last attempt's stand whole on the run.
+_KEPT = 4096
 
 
 def backoff_s(retry: Any, failures: int) -> float:
@@ -26,7 +26,11 @@ def backoff_s(retry: Any, failures: int) -> float:
 
 def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay_s: float, *, lost: bool) -> Standing:
     """The run with this attempt put away under `attempts` and the next one waiting for dispatch."""
-    kept = {**error, "traceback": (error.get("traceback") or "")[-_KEPT_TRACEBACK:] or None}
+    kept = {
+        "type": error["type"][:_KEPT],
+        "message": error["message"][:_KEPT],
+        "traceback": (error.get("traceback") or "")[-_KEPT:] or None,
+    }
     ended = {
         "attempt": standing.attempt,
         "state": FAILURE,
@@ -38,7 +42,7 @@ def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay
     return replace(
         standing,
         state=PENDING,
-        reason="worker lost: runs again" if lost else f"retry backoff after {error['type']}",
+        reason="worker lost: runs again" if lost else f"retry backoff after {error['type'][:100]}",
         attempt=standing.attempt + 1,
         lost=standing.lost + lost,
         attempts=[*standing.attempts, ended],

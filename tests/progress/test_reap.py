@@ -347,3 +347,10 @@ async def test_on_redis_all_workers_are_asked(
 async def _sent_again(reaper: Reaper, database: Database, run_id: UUID) -> bool:
     await reaper.run_once()
     return (await row_of(database, run_id))["dispatch_time"] is None
+
+
+async def test_a_key_that_is_no_lease_stops_nobody(database: Database, redis: Redis, reaper: Reaper) -> None:
+    odd, honest = await started(database), await started(database)
+    await redis.rpush(lease_key(odd, 1, 0), "no lease")
+    await reaches(database, honest, "PENDING", run_once=reaper.run_once)
+    await reaches(database, odd, "PENDING", run_once=reaper.run_once)
