@@ -23,9 +23,9 @@ cli = typer.Typer(
 
 @cli.command()
 def up(
-    host: Annotated[str | None, typer.Option(help="Address that the API listens on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API, 0 for a free one [default: 8000].")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Data, passwords and logs [default: .jobplane].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the API, by default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API, by default 8000; 0 takes a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Data, passwords and logs, by default .jobplane.")] = None,
     broker: Annotated[str | None, typer.Option(help="Broker to use instead of the embedded Valkey.")] = None,
     queues: Annotated[str, typer.Option(help="Queues of the one worker, comma separated.")] = "default",
 ) -> None:
@@ -59,7 +59,12 @@ def scheduler() -> None:
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def worker(
     context: typer.Context,
-    queues: Annotated[str, typer.Option("--queues", "-Q", help="Queues to consume, comma separated.")] = "default",
+    queues: Annotated[
+        str | None, typer.Option("--queues", "-Q", help="Queues, comma separated; by default JOBPLANE_WORKER_QUEUES.")
+    ] = None,
+    hostname: Annotated[
+        str | None, typer.Option("--hostname", "-n", help="A node name that no other worker has; by default our PID's.")
+    ] = None,
 ) -> None:
     """A Celery worker with our base task; further options go to `celery worker`."""
     ours = Path(protocol.__file__).resolve().parent
@@ -67,19 +72,10 @@ def worker(
         # Celery puts this folder first on the path, so that teams may keep their tasks here.
         if found.exists() and found.resolve() != ours:
             _refuse(f"{found} hides jobplane's package of that name; start the worker in another folder")
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "celery",
-        "--quiet",
-        "-A",
-        "workers.app",
-        "worker",
-        "-Q",
-        queues,
-        *context.args,
-    ]
+    celery = [sys.executable, "-P", "-m", "celery", "--quiet", "-A", "workers.app"]
+    # Two workers of one name would overwrite each other's word on what they consume. Celery keeps our process id.
+    command = [*celery, "worker", "-n", hostname or f"jobplane-{os.getpid()}@%h", *context.args]
+    command += ["-Q", queues] if queues else []
     os.execve(sys.executable, command, child_environment({"REMAP_SIGTERM": "SIGQUIT"}))  # noqa: S606
 
 

@@ -126,10 +126,11 @@ class UpSettings(Listening):
     database_url: DatabaseUrl | None = None
     redis_url: RedisUrl | None = None
     broker_url: BrokerUrl | None = None
+    task_queues: Names = Field(("default",), description="queues that exist from the first start on, comma separated")
     data_dir: Path = Field(Path(".jobplane"), description="folder of `jobplane up`: data, passwords and logs")
     log_format: Literal["json", "console"] = "console"
 
 
-def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that we start: our own, with these settings in it."""
-    return {**os.environ, **settings}
+def child_environment(settings: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process that we start: our own with these settings in it, and defaults where it has none."""
+    return {**(defaults or {}), **os.environ, **settings}

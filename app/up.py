@@ -130,11 +130,12 @@ class Tree:
                 "JOBPLANE_PORT": str(port),
                 "JOBPLANE_ALLOW_REMOTE": str(given.allow_remote).lower(),
                 "JOBPLANE_LOG_FORMAT": given.log_format,
-                "JOBPLANE_TASK_QUEUES": ",".join(self._queues),
+                "JOBPLANE_TASK_QUEUES": ",".join(dict.fromkeys([*self._queues, *given.task_queues])),
                 "JOBPLANE_WORKER_REDIS_URL": redis_url,
                 "JOBPLANE_WORKER_BROKER_URL": broker_url,
-                "JOBPLANE_WORKER_SOFT_SHUTDOWN_S": "3",
-            }
+            },
+            # We are gone within ten seconds: what runs longer than this is handed back.
+            {"JOBPLANE_WORKER_SOFT_SHUTDOWN_S": "3"},
         )
         self._parts = [
             Part("api", ["api"], environment),
