@@ -1,5 +1,6 @@
 """Bad input gets a problem that names the field, and leaves nothing behind."""
 
+import base64
 import json
 from typing import Any
 
@@ -161,6 +162,8 @@ async def test_bad_runs(client: httpx.AsyncClient, queue: str, database: Databas
         ("job_id=7", "?job_id"),
         ("created_after=yesterday", "?created_after"),
         ("created_before=2026-01-01T00:00:00", "?created_before"),
+        ("created_after=0001-01-01T00:00:00%2B14:00", "?created_after"),
+        ("created_before=9999-12-31T23:59:59Z", "?created_before"),
         ("task=%00", "?task"),
         ("sate=PENDING", "?sate"),
     ],
@@ -178,7 +181,47 @@ async def test_bad_previews(client: httpx.AsyncClient) -> None:
         ({**cron(), "count": 1001}, "/count"),
         ({**cron(), "after": 5}, "/after"),
         ({**cron(), "after": "2026-01-01T00:00:00"}, "/after"),
+        ({**cron(), "after": "9999-12-31T23:59:59-14:00"}, "/after"),
+        ({**cron(), "after": "0001-01-01T00:00:00+14:00"}, "/after"),
         (cron(expression="x * * * *"), "/trigger/expression"),
     ]:
         answer = await client.post("/api/v1/triggers/preview", json=body)
         assert [error["pointer"] for error in answer.json()["errors"]] == [pointer], answer.text
+
+
+async def test_bad_ledger_times(client: httpx.AsyncClient, queue: str) -> None:
+    job = (await client.post("/api/v1/jobs", json=a_job())).json()["id"]
+    for name in ("from", "to"):
+        for time in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "now"):
+            answer = await client.get(f"/api/v1/jobs/{job}/ledger", params={name: time})
+            assert [error["pointer"] for error in answer.json()["errors"]] == [f"?{name}"], answer.text
+
+
+def forged(cursor: str, key: str) -> str:
+    """A cursor of the same list and filters, with another key."""
+    parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    return base64.urlsafe_b64encode(json.dumps([*parts[:2], key]).encode()).decode().rstrip("=")
+
+
+async def test_forged_cursors(client: httpx.AsyncClient, queue: str) -> None:
+    for name in ("b", "c"):
+        assert (await client.post("/api/v1/queues", json={"name": name})).status_code == 201
+    run = (await client.post("/api/v1/runs", json={"task": "x", "queue": queue})).json()["id"]
+    await client.post(f"/api/v1/runs/{run}/cancel")
+    for path, keys in [
+        ("/api/v1/queues", ["\0"]),
+        (f"/api/v1/runs/{run}/events", ["²", "2147483648", "-1", "x", ""]),
+    ]:
+        cursor = (await client.get(path, params={"limit": 1})).json()["next_cursor"]
+        for key in keys:
+            answer = await client.get(path, params={"limit": 1, "cursor": forged(cursor, key)})
+            assert answer.status_code == 400, (path, key, answer.text)
+            assert answer.json()["type"] == "/problems/bad-request"
+
+
+@pytest.mark.parametrize(
+    "name", ["unacked", "unacked_index", "_kombu.binding.x", "celery-task-meta-x", "jobplane:runs"]
+)
+async def test_a_queue_may_not_be_named_as_a_key_of_others(client: httpx.AsyncClient, name: str) -> None:
+    answer = await client.post("/api/v1/queues", json={"name": name})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/name"], answer.text

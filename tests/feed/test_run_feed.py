@@ -51,6 +51,7 @@ REFUSED = [
     ("/feed?job_id=7", 4400, "job_id: not a UUID"),
     ("/feed?interval_ms=10", 4400, "interval_ms: a whole number from 50 to 10000"),
     ("/feed?interval_ms=fast", 4400, "interval_ms: a whole number"),
+    ("/feed?interval_ms=000000050999", 4400, "interval_ms: a whole number"),
     ("/feed?interval_ms=99999999999999999999", 4400, "interval_ms: a whole number"),
     ("/feed?since=yesterday", 4400, "since: not a cursor"),
     ("/feed?since=0123abcd.1.1&since=0123abcd.1.1", 4400, "since: once at most"),
