@@ -72,7 +72,8 @@ def retry(self: Any, path: str) -> int:
     """Fails once, then succeeds: Celery's own retry inside one attempt."""
     witness(path, f"start {self.request.retries}")
     if self.request.retries == 0:
-        raise self.retry(countdown=0, exc=ValueError("once"))
+        # Celery publishes the retry before it stores RETRY, and keeps SUCCESS if that came in between.
+        raise self.retry(countdown=1, exc=ValueError("once"))
     return int(self.request.retries)
 
 
