@@ -70,7 +70,13 @@ def servers_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_server(servers_folder: Path) -> Iterator[Postgres]:
-    server = Postgres(servers_folder / "postgres", durable=False, system_root=servers_folder / "system")
+    # A superuser's autovacuum in a database would keep its owner from dropping it.
+    server = Postgres(
+        servers_folder / "postgres",
+        durable=False,
+        settings={"autovacuum": "off"},
+        system_root=servers_folder / "system",
+    )
     server.start()
     yield server
     server.stop()
