@@ -113,6 +113,18 @@ class Settings(Listening):
         30, ge=5, le=3600, description="a dispatched run that no worker started for this long is looked for"
     )
     task_queues: Names = Field(("default",), description="queues that exist from the first start on, comma separated")
+    reply_queue: str = Field(
+        "jobplane.replies",
+        min_length=1,
+        max_length=255,
+        description="RabbitMQ: where workers with `rpc://` results answer; one of its own for each plane on a broker",
+    )
+    dead_letter_queue: str = Field(
+        "jobplane.dead",
+        min_length=1,
+        max_length=255,
+        description="RabbitMQ: where messages go that a queue with `dead_letter` gives up; likewise one for each plane",
+    )
 
     args_limit_kib: int = Field(64, ge=1, le=4096, description="most KiB that a run's args and kwargs may take as JSON")
     retain_success_days: float = Field(7, gt=0, description="days that runs which ended in SUCCESS or REVOKED are kept")

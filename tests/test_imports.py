@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 LEAVES = {"app.settings", "app.errors", "app.states", "app.faults"}
 GROUND = {*LEAVES, "app.models", "app.database", "app.loop", "app.schedule.triggers"}
-STAGES = {"app.progress", "app.schedule", "app.due", "app.dispatch", "app.feed"}
+STAGES = {"app.progress", "app.schedule", "app.due", "app.dispatch", "app.feed", "app.catalogue"}
 PROTOCOL = "workers.protocol"
 
 #: What a part may import of ours. The longest name that fits decides.
@@ -28,9 +28,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app.due": {*GROUND, "app.progress", PROTOCOL},
     "app.dispatch": {*GROUND, "app.progress", PROTOCOL},
     "app.feed": {*GROUND, "app.progress", PROTOCOL},
+    "app.catalogue": {*GROUND, "app.progress", PROTOCOL},
     "app.api": {*GROUND, *STAGES, PROTOCOL},
     "app.main": {*GROUND, *STAGES, "app.api", "app.log", PROTOCOL},
-    "app.scheduler": {*GROUND, "app.due", "app.dispatch", "app.progress", "app.log", "app.loop", PROTOCOL},
+    "app.scheduler": {
+        *GROUND,
+        "app.due",
+        "app.dispatch",
+        "app.progress",
+        "app.catalogue",
+        "app.log",
+        "app.loop",
+        PROTOCOL,
+    },
     "app.embedded": set(),
     "app.watch": LEAVES,
     "app.up": {"app.embedded", "app.migrate", "app.settings"},
@@ -45,9 +55,9 @@ ONLY_IN = {
     "starlette": {"app.api", "app.main"},
     "fastapi_offline": {"app.main"},
     "uvicorn": {"app.main", "app.api.server"},
-    "celery": {"app.dispatch", "app.progress", "workers"},
+    "celery": {"app.dispatch", "app.progress", "app.catalogue", "workers"},
     "kombu": {"app.dispatch", "app.progress", "workers"},
-    "aio_pika": {"app.dispatch"},
+    "aio_pika": {"app.dispatch", "app.progress"},
     "cronsim": {"app.schedule.triggers"},
     "typer": {"app.cli"},
 }

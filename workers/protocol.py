@@ -43,6 +43,9 @@ CANCELLED: Final = "cancelled"
 PRESENCE_PREFIX: Final = f"{PREFIX}worker:"
 PRESENCE_S: Final = 5.0
 PRESENCE_TTL_S: Final = 15.0
+#: What a worker of ours registers, as JSON `{task: {"signature", "schema", "doc"}}`, under the digest that its presence
+#: names as `contracts`.
+CONTRACTS_PREFIX: Final = f"{PREFIX}contracts:"
 
 _TASK_ID = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})\.([1-9][0-9]{0,8})")
 

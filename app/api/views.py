@@ -3,27 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-_BEFORE_PAUSE: Final = (
-    "id",
-    "namespace",
-    "name",
-    "description",
-    "task",
-    "args",
-    "kwargs",
-    "queue",
-    "priority",
-    "trigger",
-    "enabled",
-    "overlap",
-    "misfire",
-    "catchup_window_s",
-    "start_deadline_s",
-    "retry",
-    "time_limit_s",
-    "soft_time_limit_s",
-    "labels",
-)
+from app.models import DEFINITION
+
 # jsonb forgets the order of members.
 _TRIGGER: Final = ("type", "expression", "every_s", "run_time", "timezone", "start_time", "end_time", "jitter_s")
 _RETRY: Final = ("max_attempts", "max_lost", "backoff_s", "backoff_factor", "max_backoff_s")
@@ -35,6 +16,12 @@ _QUEUE: Final = (
     "routing_key",
     "type",
     "max_priority",
+    "delivery_limit",
+    "dead_letter",
+    "max_message_kib",
+    "consumer_timeout_s",
+    "result_db",
+    "result_prefix",
     "shared_with",
     "paused",
     "description",
@@ -56,11 +43,12 @@ def job_view(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["last_run_id"] is not None:
         last_run = {name: row[f"last_run_{name}"] for name in ("id", "state", "result", "log_path", "end_time")}
     return {
-        **{name: row[name] for name in _BEFORE_PAUSE},
+        **{name: row[name] for name in ("id", *DEFINITION)},
         "trigger": _ordered(row["trigger"], _TRIGGER),
         "retry": _ordered(row["retry"], _RETRY),
         "pause": pause,
         "problem": row["problem"],
+        "contract_problem": row["contract_problem"],
         "next_run_time": row["next_run_time"],
         "last_run_time": row["last_run_time"],
         "last_run": last_run,

@@ -4,11 +4,12 @@ Instants are `timestamptz` in UTC and end in `_time`; durations are seconds and 
 the tables for migrations and for statements that vary; rows travel as the driver's records.
 """
 
-from app.models.jobs import Job, JobVersion, Queue, Skip
-from app.models.plane import IdempotencyKey, Lease, Plane, Process
+from app.models.jobs import DEFINITION, Job, JobVersion, Queue, QueueSighting, Skip
+from app.models.plane import IdempotencyKey, Lease, Plane, Process, Worker
 from app.models.runs import RefusedReport, Run, RunEvent
 
 __all__ = [
+    "DEFINITION",
     "IdempotencyKey",
     "Job",
     "JobVersion",
@@ -16,8 +17,10 @@ __all__ = [
     "Plane",
     "Process",
     "Queue",
+    "QueueSighting",
     "RefusedReport",
     "Run",
     "RunEvent",
     "Skip",
+    "Worker",
 ]

@@ -1,10 +1,11 @@
 """What should run, where, and where its schedule stands."""
 
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -33,6 +34,10 @@ class Queue(SQLModel, table=True):
         CheckConstraint("exchange_type IN ('direct', 'topic', 'fanout')", name="exchange_type"),
         CheckConstraint("max_priority IS NULL OR (max_priority BETWEEN 1 AND 255)", name="max_priority"),
         CheckConstraint("max_priority IS NULL OR type = 'classic'", name="priority_is_classic"),
+        CheckConstraint("delivery_limit IS NULL OR (delivery_limit >= 1 AND type = 'quorum')", name="delivery_limit"),
+        CheckConstraint("max_message_kib IS NULL OR max_message_kib >= 1", name="max_message_kib"),
+        CheckConstraint("consumer_timeout_s IS NULL OR consumer_timeout_s >= 60", name="consumer_timeout_s"),
+        CheckConstraint("result_db IS NULL OR result_db >= 0", name="result_db"),
         CheckConstraint("version >= 1", name="version"),
     )
 
@@ -43,6 +48,17 @@ class Queue(SQLModel, table=True):
     routing_key: str = words()
     type: str = words(default="classic")
     max_priority: int | None = number(SmallInteger, nullable=True)
+    #: How often the broker delivers one message before it gives up (quorum queues that the plane makes).
+    delivery_limit: int | None = number(nullable=True)
+    #: Whether a queue that the plane makes sends what it gives up to the plane's own queue of dead letters.
+    dead_letter: bool = flag(False)
+    #: Longest message that is published to it.
+    max_message_kib: int | None = number(nullable=True)
+    #: How long the broker lets a worker keep a message unacknowledged; no task may run longer.
+    consumer_timeout_s: int | None = number(nullable=True)
+    #: Where its stock workers keep results on the plane's Redis, if not in its database and without a key prefix.
+    result_db: int | None = number(SmallInteger, nullable=True)
+    result_prefix: str = words(default="")
     shared_with: list[str] = document(default="[]")
     paused: bool = flag(False)
     description: str = words(default="")
@@ -58,6 +74,49 @@ class Queue(SQLModel, table=True):
     update_time: datetime = instant(default=True)
 
 
+class QueueSighting(SQLModel, table=True):
+    """What was last seen of a queue: who consumes it, and which tasks they register. Written by the catalogue alone."""
+
+    __tablename__: ClassVar[str] = "queue_sightings"
+
+    queue: str = Field(sa_column=Column(Text, ForeignKey("queues.name", ondelete="CASCADE"), primary_key=True))
+    #: Messages that wait; null: the broker could not be asked.
+    ready: int | None = number(BigInteger, nullable=True)
+    #: Consumers by the broker's word, or the workers that are known where the broker cannot tell.
+    consumers: int | None = number(nullable=True)
+    #: Nodes of the live workers that consume it.
+    workers: list[str] = document(default="[]")
+    #: Tasks that at least one of them registers; null: some consumer is not known, so nothing is held back.
+    known_tasks: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text), nullable=True))
+    #: Tasks that each of them registers; null likewise.
+    common_tasks: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text), nullable=True))
+    look_time: datetime = instant()
+
+
+#: The columns of a job that its owner writes; the rest is where its schedule stands.
+DEFINITION: Final = (
+    "namespace",
+    "name",
+    "description",
+    "task",
+    "args",
+    "kwargs",
+    "queue",
+    "priority",
+    "trigger",
+    "enabled",
+    "overlap",
+    "misfire",
+    "catchup_window_s",
+    "start_deadline_s",
+    "deadline_s",
+    "retry",
+    "time_limit_s",
+    "soft_time_limit_s",
+    "labels",
+)
+
+
 class Job(SQLModel, table=True):
     """A stored definition and where its schedule stands. Delete is soft, so that runs keep their job."""
 
@@ -67,10 +126,12 @@ class Job(SQLModel, table=True):
         Index("jobs_due_idx", "next_run_time", postgresql_where=text("next_run_time IS NOT NULL")),
         Index("jobs_labels_idx", "labels", postgresql_using="gin"),
         Index("jobs_queue_idx", "queue"),
+        Index("jobs_contract_problem_idx", "id", postgresql_where=text("contract_problem IS NOT NULL")),
         CheckConstraint("overlap IN ('skip', 'allow')", name="overlap"),
         CheckConstraint("misfire IN ('latest')", name="misfire"),
         CheckConstraint("catchup_window_s >= 0", name="catchup_window"),
         CheckConstraint("start_deadline_s IS NULL OR start_deadline_s > 0", name="start_deadline"),
+        CheckConstraint("deadline_s IS NULL OR deadline_s > 0", name="deadline"),
         CheckConstraint("(pause_time IS NULL) = (pause_by IS NULL)", name="pause"),
         CheckConstraint("queue IS NOT NULL OR delete_time IS NOT NULL", name="queue_of_live_job"),
         CheckConstraint(
@@ -96,6 +157,7 @@ class Job(SQLModel, table=True):
     misfire: str = words(default="latest")
     catchup_window_s: int = number(default="86400")
     start_deadline_s: int | None = number(nullable=True)
+    deadline_s: int | None = number(nullable=True)
     retry: dict[str, Any] = document()
     time_limit_s: float | None = number(Double, nullable=True)
     soft_time_limit_s: float | None = number(Double, nullable=True)
@@ -105,6 +167,8 @@ class Job(SQLModel, table=True):
     pause_by: str | None = words(nullable=True)
     #: Why the job is parked: its trigger could not be evaluated. An edit clears it.
     problem: str | None = words(nullable=True)
+    #: Why its arguments do not fit the task as live workers register it. The catalogue sets and clears it.
+    contract_problem: str | None = words(nullable=True)
     #: The last scheduled time that was dealt with (fired or skipped): nominal, before jitter.
     cursor_time: datetime = instant()
     #: When the tick looks at this job next, jitter included; null: never.

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -17,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
-from app.models.columns import document, instant, number, words
+from app.models.columns import document, flag, instant, number, words
 
 
 class IdempotencyKey(SQLModel, table=True):
@@ -57,6 +58,34 @@ class Process(SQLModel, table=True):
     detail: dict[str, Any] = document()
     start_time: datetime = instant()
     beat_time: datetime = instant()
+
+
+class Worker(SQLModel, table=True):
+    """A live Celery worker, ours or stock, as it was last seen; one that is gone for long is forgotten."""
+
+    __tablename__: ClassVar[str] = "workers"
+
+    node: str = Field(sa_column=Column(Text, primary_key=True))
+    #: Whether it runs our package: then it holds leases.
+    ours: bool = flag(False)
+    #: What it calls itself, as `py-celery 5.7.0`.
+    software: str = words(default="")
+    queues: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    tasks: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    #: By task, `{signature, schema, doc}`: workers with our package only.
+    contracts: dict[str, Any] = document(default="{}")
+    #: Names the state of `contracts`.
+    contracts_digest: str = words(default="")
+    pool: str = words(default="")
+    concurrency: int | None = number(nullable=True)
+    #: Tasks that it is at, and those that it has taken and not begun; null: it did not say.
+    active: int | None = number(nullable=True)
+    reserved: int | None = number(nullable=True)
+    pid: int | None = number(nullable=True)
+    start_time: datetime | None = instant(nullable=True)
+    #: When it was first and last seen in this life.
+    first_seen_time: datetime = instant()
+    seen_time: datetime = instant()
 
 
 class Plane(SQLModel, table=True):

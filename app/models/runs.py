@@ -45,6 +45,7 @@ class Run(SQLModel, table=True):
         Index("runs_queue_idx", "queue", "id"),
         Index("runs_task_idx", "task", "id"),
         Index("runs_ended_idx", "end_time", postgresql_where=text("end_time IS NOT NULL")),
+        Index("runs_cancel_idx", "cancel_next_time", postgresql_where=text("cancel_next_time IS NOT NULL")),
         Index("runs_failed_idx", "id", postgresql_where=text("state = 'FAILURE'")),
         ForeignKeyConstraint(
             ["job_id", "job_version"], ["job_versions.job_id", "job_versions.version"], name="runs_job_version_fkey"
@@ -60,6 +61,8 @@ class Run(SQLModel, table=True):
         CheckConstraint("attempt >= 1 AND lost >= 0", name="attempt"),
         CheckConstraint("dispatches >= 0 AND first_dispatch BETWEEN 1 AND dispatches + 1", name="dispatches"),
         CheckConstraint("(claim_time IS NULL) = (claimed_by IS NULL)", name="claim"),
+        CheckConstraint("not_registered >= 0", name="not_registered"),
+        CheckConstraint("cancel_next_time IS NULL OR cancel IS NOT NULL", name="cancel"),
         CheckConstraint("version >= 1", name="version"),
         {"postgresql_with": {"fillfactor": "80"}},
     )
@@ -81,6 +84,8 @@ class Run(SQLModel, table=True):
     soft_time_limit_s: float | None = number(Double, nullable=True)
     #: REVOKED with the reason "start deadline" if no worker has started it by then.
     start_deadline_time: datetime | None = instant(nullable=True)
+    #: FAILURE if it has not ended by then, all attempts together.
+    deadline_time: datetime | None = instant(nullable=True)
     state: str = words(default="PENDING")
     reason: str | None = words(nullable=True)
     #: The try that is under way, from 1; `lost` of those before it ended by a lost worker.
@@ -96,6 +101,13 @@ class Run(SQLModel, table=True):
     leased: bool = flag(False)
     #: Celery's retry number inside this attempt; part of the lease's key.
     retries: int = number(default="0")
+    #: How often a worker that does not know the task took the message of this attempt.
+    not_registered: int = number(default="0")
+    #: The ends that came after the one that counts, as `{state, attempt, worker, time, error}`; the newest few.
+    late: list[dict[str, Any]] = document(default="[]")
+    #: A cancel that was asked for: `{time, by, terminate, grace_s}`, and when it is pursued next.
+    cancel: dict[str, Any] | None = document(nullable=True)
+    cancel_next_time: datetime | None = instant(nullable=True)
     log_path: str | None = words(nullable=True)
     #: Not to be published before this instant (retry backoff).
     due_time: datetime = instant(default=True)

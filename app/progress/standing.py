@@ -33,6 +33,11 @@ class Standing:
     start_time: datetime | None
     end_time: datetime | None
     start_deadline_time: datetime | None
+    deadline_time: datetime | None
+    not_registered: int
+    late: list[dict[str, Any]]
+    cancel: dict[str, Any] | None
+    cancel_next_time: datetime | None
     version: int
 
     @classmethod

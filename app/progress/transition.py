@@ -37,6 +37,7 @@ class NewRun:
     job_name: str | None = None
     scheduled_time: datetime | None = None
     start_deadline_time: datetime | None = None
+    deadline_time: datetime | None = None
 
 
 # Columns and their types; jsonb travels as text, because the driver reads a list of lists as one array of arrays.
@@ -58,6 +59,7 @@ _NEW: Final = {
     "job_name": "text",
     "scheduled_time": "timestamptz",
     "start_deadline_time": "timestamptz",
+    "deadline_time": "timestamptz",
 }
 _CHANGED: Final = {
     "state": "text",
@@ -79,6 +81,10 @@ _CHANGED: Final = {
     "dispatch_time": "timestamptz",
     "start_time": "timestamptz",
     "end_time": "timestamptz",
+    "not_registered": "int4",
+    "late": "jsonb",
+    "cancel": "jsonb",
+    "cancel_next_time": "timestamptz",
     "version": "int4",
 }
 _EVENT: Final = {

@@ -35,6 +35,7 @@ class Definition:
     misfire: str
     catchup_window_s: int
     start_deadline_s: int | None
+    deadline_s: int | None
     retry: dict[str, Any]
     time_limit_s: float | None
     soft_time_limit_s: float | None

@@ -8,28 +8,7 @@ from uuid import UUID
 from sqlalchemy import select, true
 
 from app.database import Connection, Record, rows
-from app.models import Job, Queue, Run
-
-_DEFINITION: Final = (
-    "namespace",
-    "name",
-    "description",
-    "task",
-    "args",
-    "kwargs",
-    "queue",
-    "priority",
-    "trigger",
-    "enabled",
-    "overlap",
-    "misfire",
-    "catchup_window_s",
-    "start_deadline_s",
-    "retry",
-    "time_limit_s",
-    "soft_time_limit_s",
-    "labels",
-)
+from app.models import DEFINITION, Job, Queue, Run
 
 _LAST_RUN: Final = """
     LEFT JOIN LATERAL (
@@ -41,11 +20,11 @@ _LAST_RUN: Final = """
 
 
 def _places(first: int) -> str:
-    return ", ".join(f"${number}" for number in range(first, first + len(_DEFINITION)))
+    return ", ".join(f"${number}" for number in range(first, first + len(DEFINITION)))
 
 
 def _values(definition: Mapping[str, Any]) -> list[Any]:
-    return [definition[name] for name in _DEFINITION]
+    return [definition[name] for name in DEFINITION]
 
 
 async def insert_job(
@@ -60,7 +39,7 @@ async def insert_job(
     """A job, version 1. UniqueViolationError on `jobs_name_key` if the name is taken."""
     await connection.execute(
         f"""
-        INSERT INTO jobs (id, author, cursor_time, next_run_time, create_time, update_time, {", ".join(_DEFINITION)})
+        INSERT INTO jobs (id, author, cursor_time, next_run_time, create_time, update_time, {", ".join(DEFINITION)})
         VALUES ($1, $2, $3, $4, $5, $5, {_places(6)})
         """,  # noqa: S608  (names of our own columns)
         job_id,
@@ -100,7 +79,7 @@ async def replace_definition(
     await connection.execute(
         f"""
         UPDATE jobs SET version = $2, author = $3, cursor_time = $4, next_run_time = $5, update_time = $6,
-            problem = NULL, ({", ".join(_DEFINITION)}) = ROW ({_places(7)})
+            problem = NULL, ({", ".join(DEFINITION)}) = ROW ({_places(7)})
         WHERE id = $1
         """,  # noqa: S608
         job_id,

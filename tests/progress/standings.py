@@ -36,6 +36,11 @@ NEW = Standing(
     start_time=None,
     end_time=None,
     start_deadline_time=None,
+    deadline_time=None,
+    not_registered=0,
+    late=[],
+    cancel=None,
+    cancel_next_time=None,
     version=1,
 )
 SENT = replace(NEW, dispatches=1, dispatch_time=NOW, version=2)

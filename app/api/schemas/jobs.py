@@ -55,12 +55,14 @@ EXAMPLE_JOB_OUT: dict[str, Any] = {
     "misfire": "latest",
     "catchup_window_s": DAY_S,
     "start_deadline_s": None,
+    "deadline_s": None,
     "retry": {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_factor": 2, "max_backoff_s": 600},
     "time_limit_s": None,
     "soft_time_limit_s": None,
     "labels": {},
     "pause": None,
     "problem": None,
+    "contract_problem": None,
     "next_run_time": "2026-03-02T05:00:00Z",
     "last_run_time": "2026-03-01T23:00:00.012000Z",
     "last_run": {
@@ -101,6 +103,10 @@ class JobIn(In):
     )
     start_deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
         None, description="a run that no worker has started this long after its scheduled time is REVOKED"
+    )
+    deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
+        None,
+        description="a run that has not ended this long after its scheduled time is FAILURE, all attempts together",
     )
     retry: RetryPolicy = RetryPolicy()
     time_limit_s: TimeLimit | None = Field(None, description="the worker ends the task after this")
@@ -179,12 +185,14 @@ class JobOut(Out):
     misfire: str
     catchup_window_s: int
     start_deadline_s: int | None
+    deadline_s: int | None
     retry: RetryPolicy
     time_limit_s: float | None
     soft_time_limit_s: float | None
     labels: dict[str, str]
     pause: PauseOut | None = Field(description="operational: a deploy never touches it")
     problem: str | None = Field(description="why the job is parked, if its trigger could not be evaluated")
+    contract_problem: str | None = Field(description="why its arguments do not fit the task that live workers register")
     next_run_time: datetime | None = Field(description="when it fires next, jitter included; null: never")
     last_run_time: datetime | None = Field(description="when it last fired")
     last_run: LastRunOut | None

@@ -18,6 +18,12 @@ EXAMPLE_QUEUE_OUT: dict[str, Any] = {
     **EXAMPLE_QUEUE,
     "type": "classic",
     "max_priority": None,
+    "delivery_limit": None,
+    "dead_letter": False,
+    "max_message_kib": None,
+    "consumer_timeout_s": None,
+    "result_db": None,
+    "result_prefix": "",
     "shared_with": [],
     "paused": False,
     "description": "",
@@ -95,6 +101,12 @@ class QueueOut(Out):
     routing_key: str
     type: str
     max_priority: int | None
+    delivery_limit: int | None
+    dead_letter: bool
+    max_message_kib: int | None
+    consumer_timeout_s: int | None
+    result_db: int | None
+    result_prefix: str
     shared_with: list[str]
     paused: bool
     description: str

@@ -35,10 +35,13 @@ EXAMPLE_RUN: dict[str, Any] = {
     "kwargs": {},
     "queue": "game_community_default",
     "priority": None,
+    "deadline_time": None,
     "state": "PROGRESS",
     "reason": None,
     "attempt": 1,
     "attempts": [],
+    "late": [],
+    "cancel": None,
     "progress": {"current": 3, "total": 10, "percent": 30.0, "message": None, "meta": {"current": 3, "total": 10}},
     "result": None,
     "error": None,
@@ -129,6 +132,25 @@ class AttemptOut(Out):
     error: ErrorOut | None
 
 
+class LateOut(Out):
+    """An end that came after the one that counts, or of an attempt that was over: kept and shown, nothing more."""
+
+    state: str
+    attempt: int
+    worker: str | None
+    time: datetime
+    error: ErrorOut | None
+
+
+class CancelOut(Out):
+    """A cancel that was asked for."""
+
+    time: datetime
+    by: str
+    terminate: bool
+    grace_s: float
+
+
 class RunOut(Out):
     """One firing of a job, or an ad-hoc dispatch."""
 
@@ -146,6 +168,7 @@ class RunOut(Out):
     kwargs: dict[str, Any]
     queue: str
     priority: int | None
+    deadline_time: datetime | None = Field(description="FAILURE if it has not ended by then")
     state: str = Field(
         description="PENDING, STARTED, PROGRESS or a custom word, RETRY; SUCCESS, FAILURE and REVOKED are final",
         examples=["PROGRESS"],
@@ -153,6 +176,8 @@ class RunOut(Out):
     reason: str | None = Field(description="why it waits, or why it was revoked")
     attempt: int
     attempts: list[AttemptOut] = Field(description="the attempts that have ended")
+    late: list[LateOut] = Field(description="ends that came too late to count; the newest few")
+    cancel: CancelOut | None = Field(description="a cancel that was asked for, also while it is still pursued")
     progress: ProgressOut | None
     result: Any
     error: ErrorOut | None
