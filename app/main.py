@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 from fastapi import APIRouter, FastAPI
+from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from redis.asyncio import Redis
@@ -65,7 +66,12 @@ def create_app(settings: Settings) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     app.include_router(health.router)
+    app.add_api_route("/", _to_the_docs, include_in_schema=False)
     return app
+
+
+async def _to_the_docs() -> RedirectResponse:
+    return RedirectResponse("/docs")
 
 
 @asynccontextmanager

@@ -91,8 +91,8 @@ def test_examples_are_what_their_models_say(model: Any, example: dict[str, Any])
 
 
 async def test_the_page_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
-    page = await client.get("/docs")
-    assert page.status_code == 200
+    page = await client.get("/", follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/docs")
     assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", page.text)
     assert "http://" not in page.text
     assert "https://" not in page.text
