@@ -8,6 +8,9 @@ UP_ARGS ?=
 help:  ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# What a team has that stayed with Celery 5.4: the tests start such workers; nothing of ours is imported there.
+CELERY54 := 'celery[redis]==5.4.0' 'kombu<5.5'
+
 # The lock names every package with its hash and no address; wheels only, so nothing is compiled here.
 # uv comes out of the same lock: it installs in two seconds what takes pip forty.
 .venv/installed: requirements-dev.txt pyproject.toml
@@ -17,6 +20,11 @@ help:  ## what can be made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r .venv/uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-build -r requirements-dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-celery54/installed: requirements-celery54.txt .venv/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-celery54
+	$(BIN)/uv pip install --quiet --python .venv-celery54/bin/python --require-hashes --no-build -r requirements-celery54.txt
 	@touch $@
 
 rabbitmq:
@@ -32,10 +40,10 @@ run: .venv/installed  ## the whole plane on this machine: PostgreSQL, Valkey, AP
 	@exec $(BIN)/jobplane up $(UP_ARGS)
 
 # Three processes on two cores: a good part of the suite waits for real leases and real outages.
-test: .venv/installed rabbitmq  ## the test suite, with every server it needs (under 8 minutes on 2 cores)
+test: .venv/installed .venv-celery54/installed rabbitmq  ## the test suite, with every server it needs (under 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not long"
 
-test-all: .venv/installed rabbitmq  ## the same and what takes longer
+test-all: .venv/installed .venv-celery54/installed rabbitmq  ## the same and what takes longer
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: .venv/installed  ## format, lint, types, import directions
@@ -55,6 +63,7 @@ lock: .venv/installed  ## write the hashed requirements again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -c requirements.txt --extra embedded --group dev pyproject.toml -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -c requirements-dev.txt --group build -o requirements-build.txt
+	printf '%s\n' $(CELERY54) | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header - -o requirements-celery54.txt
 
 clean:  ## remove the environment and caches (never the data folder)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-celery54 .pytest_cache .mypy_cache .ruff_cache .hypothesis
