@@ -58,6 +58,7 @@ def message_of(run: Mapping[str, Any]) -> Message:
         run["task"],
         args=run["args"],
         kwargs=run["kwargs"],
+        retries=run["retries"],
         time_limit=run["time_limit_s"],
         soft_time_limit=run["soft_time_limit_s"],
         argsrepr=_HIDDEN,

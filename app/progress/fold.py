@@ -5,16 +5,14 @@ REVOKED may be wrong. The first accepted end wins.
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
+from app.progress import moves
 from app.progress.moves import REVOKED_OUTSIDE, after_error, after_loss, end
 from app.progress.standing import Move, Standing
-from app.states import FAILURE, PENDING, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
+from app.states import FAILURE, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
 from workers.protocol import LEASE_REPORT, TaskId
-
-#: A worker that does not know the task took the message: try again this much later.
-NOT_REGISTERED_DELAY_S = 30
 
 #: Where an exception comes from that says nothing about the work: the worker could not store or send its result.
 _TRANSPORTS = ("kombu.", "redis.", "amqp.")
@@ -70,25 +68,13 @@ def _lease_of(meta: Any) -> bool:
     return isinstance(meta, dict) and isinstance(meta.get(LEASE_REPORT), dict)
 
 
-def _failed(now: datetime, standing: Standing, report: Report) -> Standing:
+def _failed(now: datetime, standing: Standing, report: Report) -> Standing | None:
     error = error_of(report.meta, report.traceback)
     module = str(report.meta.get("exc_module") or "") if isinstance(report.meta, dict) else ""
     match error["type"]:
-        case "NotRegistered":
-            # Rejected by a worker that does not know the task: nothing ran, and the same attempt goes out again.
-            return replace(
-                standing,
-                state=PENDING,
-                reason=f"not registered: a worker without {error['message'][:200]} took it",
-                due_time=now + timedelta(seconds=NOT_REGISTERED_DELAY_S),
-                claim_time=None,
-                claimed_by=None,
-                first_dispatch=report.task_id.dispatch + 1,
-                dispatch_time=None,
-                start_time=None,
-                worker=None,
-                progress=None,
-            )
+        # With a traceback the task itself asked for one that its worker does not know.
+        case "NotRegistered" if not error["traceback"]:
+            return moves.not_registered(now, standing, report.task_id.dispatch, report.worker)
         case "WorkerLostError":
             return after_loss(now, standing, {**error, "type": "WorkerLost"})
         case "TimeLimitExceeded" | "SoftTimeLimitExceeded":

@@ -5,14 +5,19 @@ Each function here returns a `Move`. A run that has ended refuses every one of t
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from app.progress.standing import Move, Standing
-from app.states import FAILURE, PENDING, REVOKED, TERMINAL
+from app.states import FAILURE, PENDING, REVOKED, TERMINAL, is_running
 
 #: Reasons that other passes recognise.
 REVOKED_OUTSIDE = "revoked outside jobplane"
 UNHEARD = "unheard: dispatched, and no worker has said that it started"
+
+#: So often a message is given up by workers that do not know its task before it waits for all of them to register it.
+NOT_REGISTERED_MOST: Final = 5
+_NOT_REGISTERED_FIRST_S = 5.0
+_NOT_REGISTERED_LAST_S = 300.0
 
 #: Texts of an ended attempt are cut to this many characters; the last attempt's stand whole on the run.
 _KEPT = 4096
@@ -50,6 +55,7 @@ def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay
         worker=None,
         leased=False,
         retries=0,
+        not_registered=0,
         due_time=now + timedelta(seconds=delay_s),
         claim_time=None,
         claimed_by=None,
@@ -77,6 +83,38 @@ def after_loss(now: datetime, standing: Standing, error: dict[str, Any]) -> Stan
     if standing.lost < int(standing.retry["max_lost"]):
         return next_attempt(now, standing, error, 0, lost=True)
     return end(now, standing, FAILURE, error=error)
+
+
+def not_registered(now: datetime, standing: Standing, dispatch: int, worker: str | None) -> Standing | None:
+    """A worker that does not know the task took this dispatch and gave it up: the same attempt goes out again later.
+
+    Nothing ran, so it counts neither as an error nor as a loss. None where the dispatch is not of this attempt, and
+    where a worker has the attempt: then it was a second delivery of a message that somebody knows.
+    """
+    of_attempt = standing.first_dispatch <= dispatch <= standing.dispatches + 1
+    if standing.state in TERMINAL or is_running(standing.state) or not of_attempt:
+        return None
+    times = standing.not_registered + 1
+    reason = f"not registered: {'worker ' + worker if worker else 'a worker'} without {standing.task} took it"
+    if times >= NOT_REGISTERED_MOST:
+        reason += "; waits until every live worker of the queue registers it"
+    delay_s = min(_NOT_REGISTERED_FIRST_S * 2 ** min(times - 1, 16), _NOT_REGISTERED_LAST_S)
+    return replace(
+        standing,
+        state=PENDING,
+        reason=reason,
+        not_registered=times,
+        due_time=now + timedelta(seconds=delay_s),
+        claim_time=None,
+        claimed_by=None,
+        dispatches=max(standing.dispatches, dispatch),
+        first_dispatch=dispatch + 1,
+        dispatch_time=None,
+        start_time=None,
+        worker=None,
+        progress=None,
+        leased=False,
+    )
 
 
 def cancel(now: datetime, reason: str) -> Move:

@@ -12,6 +12,7 @@ class Standing:
     """The columns of a run that moves read and change; `version` is raised by whoever applies the move."""
 
     id: UUID
+    task: str
     state: str
     reason: str | None
     attempt: int

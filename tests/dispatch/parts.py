@@ -45,6 +45,7 @@ def message(queue: str, **changes: Any) -> Message:
             "id": new_id(),
             "dispatches": 0,
             "attempt": 1,
+            "retries": 0,
             "task": "svc.add",
             "args": [1],
             "kwargs": {},

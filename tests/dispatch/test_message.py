@@ -13,12 +13,15 @@ from workers.protocol import HEADER, parse_task_id
 
 
 def test_a_message_is_a_task_of_protocol_2_under_the_id_of_its_dispatch() -> None:
-    made = message("q", task="svc.add", args=[1, "é"], kwargs={"y": 2}, dispatches=4, attempt=3, time_limit_s=2.5)
+    made = message(
+        "q", task="svc.add", args=[1, "é"], kwargs={"y": 2}, dispatches=4, attempt=3, retries=2, time_limit_s=2.5
+    )
     task_id = parse_task_id(made.task_id)
     assert task_id is not None
     assert (task_id.run_id, task_id.dispatch) == (made.run_id, 5)
     assert made.headers["id"] == made.headers["root_id"] == made.task_id
     assert made.headers["task"] == "svc.add"
+    assert made.headers["retries"] == 2
     assert made.headers["timelimit"] == [2.5, None]
     assert made.headers["ignore_result"] is False
     assert made.headers["eta"] is made.headers["expires"] is None

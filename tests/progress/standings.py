@@ -15,6 +15,7 @@ RETRY_POLICY = {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_fact
 
 NEW = Standing(
     id=RUN,
+    task="t",
     state="PENDING",
     reason=None,
     attempt=1,

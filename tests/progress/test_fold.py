@@ -126,12 +126,60 @@ def test_at_most_once_never_runs_again() -> None:
     assert (moves.lose(NOW, 1, "gone")(standing) or standing).state == "FAILURE"
 
 
+UNKNOWN = {"exc_type": "NotRegistered", "exc_message": ["t"], "exc_module": "celery.exceptions"}
+
+
 def test_not_registered_never_ends_a_run() -> None:
-    unknown = {"exc_type": "NotRegistered", "exc_message": ["t"], "exc_module": "celery.exceptions"}
-    again = after(SENT, report("FAILURE", unknown))
-    assert (again.state, again.attempt, again.dispatch_time) == ("PENDING", 1, None)
-    assert again.due_time > NOW
-    assert fold(report("FAILURE", unknown), NOW)(again) is None, "the same answer, read again, counts once"
+    again = after(SENT, report("FAILURE", UNKNOWN))
+    assert (again.state, again.attempt, again.dispatch_time, again.not_registered) == ("PENDING", 1, None, 1)
+    assert again.reason == "not registered: a worker without t took it"
+    assert fold(report("FAILURE", UNKNOWN), NOW)(again) is None, "the same answer, read again, counts once"
+
+
+def test_not_registered_waits_longer_each_time_and_then_for_every_worker() -> None:
+    standing, waits = SENT, []
+    for n in range(1, 10):
+        standing = after(replace(standing, dispatches=n, dispatch_time=NOW), report("FAILURE", UNKNOWN, n=n))
+        waits.append((standing.due_time - NOW).total_seconds())
+        for_all = "every live worker" in (standing.reason or "")
+        assert for_all == (standing.not_registered >= moves.NOT_REGISTERED_MOST)
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert (standing.attempt, standing.attempts) == (1, [])
+    lost = moves.lose(NOW, 1, "gone")(replace(standing, dispatches=10, state="STARTED"))
+    assert lost is not None
+    assert (lost.attempt, lost.not_registered) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("standing", "dispatch", "counts"),
+    [
+        (SENT, 1, True),
+        (SENT, 2, True),
+        (SENT, 3, False),
+        (replace(SENT, dispatches=2, first_dispatch=2), 1, False),
+        (replace(SENT, state="STARTED", start_time=NOW), 1, False),
+        (replace(SENT, state="UPLOADING", start_time=NOW), 1, False),
+        (replace(SENT, state="RETRY", retries=2), 1, True),
+        (replace(SENT, state="SUCCESS", end_time=NOW), 1, False),
+    ],
+)
+def test_not_registered_counts_only_where_nobody_has_the_attempt(
+    standing: Standing, dispatch: int, counts: bool
+) -> None:
+    moved = moves.not_registered(NOW, standing, dispatch, "thief@h")
+    assert (moved is not None) == counts
+    if moved is not None:
+        assert (moved.state, moved.first_dispatch, moved.retries) == ("PENDING", dispatch + 1, standing.retries)
+        assert moved.dispatches >= dispatch
+        assert moved.reason == "not registered: worker thief@h without t took it"
+
+
+def test_a_task_that_asks_for_an_unknown_one_fails_by_its_own_error() -> None:
+    ended = after(SENT, report("STARTED"), report("FAILURE", UNKNOWN, traceback="Traceback"))
+    assert (ended.state, ended.error) == (
+        "FAILURE",
+        {"type": "NotRegistered", "message": "t", "traceback": "Traceback"},
+    )
 
 
 def test_an_exception_of_the_transport_is_an_unknown_outcome_and_never_runs_again() -> None:
