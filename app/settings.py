@@ -131,6 +131,11 @@ class Settings(Listening):
     retain_failure_days: float = Field(30, gt=0, description="days that runs which ended in FAILURE are kept")
     faults: Faults = Field("", description="fault points for tests, see `app/faults.py`; empty in production")
 
+    @property
+    def on_rabbitmq(self) -> bool:
+        """Whether the broker is RabbitMQ; otherwise it is Redis."""
+        return self.broker_url.get_secret_value().startswith("amqp")
+
 
 class UpSettings(Listening):
     """What `jobplane up` needs to know: a server that is not named here is embedded."""

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
@@ -117,15 +116,3 @@ def merge(target: Any, patch: Any) -> Any:
         else:
             result[name] = merge(result.get(name), value)
     return result
-
-
-def check_arguments(args: list[Any], kwargs: dict[str, Any], limit_kib: int) -> None:
-    """Invalid if what a task is called with takes more than the limit as JSON; names the larger of the two."""
-    sizes = {"/args": len(orjson.dumps(args)), "/kwargs": len(orjson.dumps(kwargs))}
-    if sum(sizes.values()) > limit_kib * 1024:
-        pointer = max(sizes, key=lambda name: sizes[name])
-        raise Invalid.field(
-            pointer,
-            f"args and kwargs take {sum(sizes.values())} bytes as JSON, more than the {limit_kib} KiB allowed; "
-            "store large data elsewhere and pass a reference",
-        )

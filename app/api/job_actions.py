@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.api import pages, queries
-from app.api.bodies import JsonRoute, check_arguments
+from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
 from app.api.documents import problems, writing
 from app.api.idempotency import KeyOf
@@ -27,6 +27,7 @@ from app.progress.transition import NewRun, create
 from app.progress.view import run_view
 from app.schedule import definitions, triggers
 from app.schedule.previews import preview
+from app.schedule.sizes import check_arguments
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"], route_class=JsonRoute)
 previews = APIRouter(prefix="/triggers", tags=["triggers"], route_class=JsonRoute)
@@ -68,8 +69,7 @@ async def trigger_job(
         chosen = {name: value for name in TriggerNowIn.model_fields if (value := getattr(asked, name)) is not None}
         work = {name: chosen.get(name, job[name]) for name in ("args", "kwargs", "queue", "priority")}
         check_arguments(work["args"], work["kwargs"], plane.settings.args_limit_kib)
-        await definitions.check_queue(connection, job["namespace"], work["queue"], work["priority"])
-        deadline_s = job["start_deadline_s"]
+        await definitions.check_queue(connection, plane.settings, {**job, **work})
         run = NewRun(
             id=new_id(),
             kind="manual",
@@ -83,11 +83,17 @@ async def trigger_job(
             job_id=job["id"],
             job_version=job["version"],
             job_name=job["name"],
-            start_deadline_time=None if deadline_s is None else now + timedelta(seconds=deadline_s),
+            start_deadline_time=after(now, job["start_deadline_s"]),
+            deadline_time=after(now, job["deadline_s"]),
         )
         return made(await create(connection, now, [run]))
 
     return await write(plane, effect, key)
+
+
+def after(now: datetime, seconds: int | None) -> datetime | None:
+    """That long after now; None: never."""
+    return None if seconds is None else now + timedelta(seconds=seconds)
 
 
 def made(runs: list[Any]) -> Done:

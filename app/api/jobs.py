@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
 from app.api import pages
-from app.api.bodies import MERGE_PATCH, JsonRoute, check_arguments, merge
+from app.api.bodies import MERGE_PATCH, JsonRoute, merge
 from app.api.caller import CallerOf
 from app.api.conditions import IfMatch, IfMatchOf
 from app.api.documents import body_of, problems, writing
@@ -24,6 +24,7 @@ from app.due.tick import settle_job
 from app.errors import Invalid, NotFound
 from app.schedule import definitions, queries
 from app.schedule.definitions import Definition
+from app.schedule.sizes import check_arguments
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
@@ -65,7 +66,7 @@ async def create_job(plane: PlaneOf, caller: CallerOf, body: JobIn, key: KeyOf) 
     definition = _checked(plane, body)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        return _done(await definitions.create(connection, now, definition, caller.name), status=201)
+        return _done(await definitions.create(connection, now, plane.settings, definition, caller.name), status=201)
 
     return await write(plane, effect, key)
 
@@ -85,7 +86,7 @@ async def replace_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: JobI
 
     async def effect(connection: Connection, now: datetime) -> Done:
         job = await _locked(connection, job_id, if_match)
-        return await _edit(connection, now, job, definition, caller.name)
+        return await _edit(plane, connection, now, job, definition, caller.name)
 
     return await write(plane, effect)
 
@@ -113,7 +114,7 @@ async def patch_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, request: Req
         except ValidationError as error:
             located = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
             raise Invalid(*field_errors(located, body)) from None
-        return await _edit(connection, now, job, definition, caller.name)
+        return await _edit(plane, connection, now, job, definition, caller.name)
 
     return await write(plane, effect)
 
@@ -155,12 +156,14 @@ async def _locked(connection: Connection, job_id: UUID, if_match: IfMatch) -> Re
     return job
 
 
-async def _edit(connection: Connection, now: datetime, job: Record, definition: Definition, author: str) -> Done:
+async def _edit(
+    plane: Plane, connection: Connection, now: datetime, job: Record, definition: Definition, author: str
+) -> Done:
     """The locked job with this definition; the old one is settled first, unless both are equal."""
     if Definition.of(job) == definition and job["problem"] is None:
         return _done(await definitions.found(connection, job["id"]))
     job, runs = await settled(connection, now, job["id"])
-    return _done(await definitions.edit(connection, now, job, definition, author), runs=runs)
+    return _done(await definitions.edit(connection, now, plane.settings, job, definition, author), runs=runs)
 
 
 def _checked(plane: Plane, body: JobIn) -> Definition:

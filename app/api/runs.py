@@ -8,13 +8,13 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from app.api import pages, queries
-from app.api.bodies import JsonRoute, check_arguments
+from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
 from app.api.cancel import cancel_run as cancel
 from app.api.conditions import IfNoneMatchOf
 from app.api.documents import problems, writing
 from app.api.idempotency import KeyOf
-from app.api.job_actions import made
+from app.api.job_actions import after, made
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunQuery, page_of_runs
 from app.api.schemas.fields import NothingIn
@@ -26,6 +26,7 @@ from app.feed.queries import where_we_are
 from app.progress.transition import NewRun, create
 from app.progress.view import run_view
 from app.schedule.definitions import check_queue
+from app.schedule.sizes import check_arguments
 
 #: What a retry takes from the run before it.
 _SAME_WORK: Final = (
@@ -61,7 +62,7 @@ async def create_run(plane: PlaneOf, caller: CallerOf, body: RunIn, key: KeyOf) 
     check_arguments(body.args, body.kwargs, plane.settings.args_limit_kib)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        await check_queue(connection, body.namespace, body.queue, body.priority)
+        await check_queue(connection, plane.settings, body.model_dump())
         run = NewRun(
             id=new_id(),
             kind="adhoc",
@@ -75,9 +76,8 @@ async def create_run(plane: PlaneOf, caller: CallerOf, body: RunIn, key: KeyOf) 
             retry=body.retry.model_dump(),
             time_limit_s=body.time_limit_s,
             soft_time_limit_s=body.soft_time_limit_s,
-            start_deadline_time=(
-                None if body.start_deadline_s is None else now + timedelta(seconds=body.start_deadline_s)
-            ),
+            start_deadline_time=after(now, body.start_deadline_s),
+            deadline_time=after(now, body.deadline_s),
         )
         return made(await create(connection, now, [run]))
 
@@ -140,11 +140,12 @@ async def retry_run(
             raise _no_run(run_id)
         if old["end_time"] is None:
             raise Conflict(f"the run {run_id} is {old['state']}; it can be retried once it has ended")
-        await check_queue(connection, old["namespace"], old["queue"], old["priority"])
+        await check_queue(connection, plane.settings, old)
         run = NewRun(
             id=new_id(),
             kind="adhoc" if old["job_id"] is None else "manual",
             author=caller.name,
+            deadline_time=_deadline_again(old, now),
             **{name: old[name] for name in _SAME_WORK},
         )
         return made(await create(connection, now, [run]))
@@ -162,6 +163,12 @@ async def cancel_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, body: Cance
     """End a run that has not ended. A worker that is at it notices at its next sign of life."""
     row, now_revoked = await cancel(plane, run_id, caller)
     return json_response(run_view(row), 202 if now_revoked else 200, {"ETag": tag(row["version"])})
+
+
+def _deadline_again(old: Record, now: datetime) -> datetime | None:
+    """The same time from now on as the old run had from its beginning."""
+    begin = old["scheduled_time"] or old["create_time"]
+    return None if old["deadline_time"] is None else now + (old["deadline_time"] - begin)
 
 
 def _no_run(run_id: UUID) -> NotFound:

@@ -7,7 +7,7 @@ and its row is locked; that is why these take the row. Nothing here commits.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +15,12 @@ import asyncpg
 from app.database import Connection, Record, new_id
 from app.errors import Invalid, NameTaken, NotFound
 from app.schedule import queries, triggers
+from app.schedule.sizes import check_arguments
+from app.settings import Settings
+
+
+#: What a retry policy says that was stored before it could say so.
+RETRY_DEFAULTS: Final = {"jitter": "none", "retry_on": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +49,54 @@ class Definition:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
+        found = {field.name: row[field.name] for field in fields(cls)}
+        return cls(**{**found, "retry": {**RETRY_DEFAULTS, **found["retry"]}})
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
 
 
-async def check_queue(connection: Connection, namespace: str, queue: str, priority: int | None = None) -> None:
-    """Invalid if work of this namespace cannot go to this queue. Keeps the queue from being deleted meanwhile."""
-    row = await queries.queue_to_use(connection, queue)
-    if row is None:
-        raise Invalid.field("/queue", f"there is no queue {queue!r}")
-    if namespace != row["namespace"] and namespace not in row["shared_with"]:
+async def check_queue(connection: Connection, settings: Settings, work: Mapping[str, Any]) -> None:
+    """Invalid if this work cannot go to its queue. Keeps the queue from being deleted meanwhile.
+
+    `work` has `namespace`, `queue`, `priority`, `time_limit_s`, `args` and `kwargs`: a definition, or a run.
+    """
+    name, namespace = work["queue"], work["namespace"]
+    queue = await queries.queue_to_use(connection, name)
+    if queue is None:
+        raise Invalid.field("/queue", f"there is no queue {name!r}")
+    if namespace != queue["namespace"] and namespace not in queue["shared_with"]:
         raise Invalid.field(
             "/queue",
-            f"the queue {queue!r} belongs to the namespace {row['namespace']!r} and is not shared with {namespace!r}",
+            f"the queue {name!r} belongs to the namespace {queue['namespace']!r} and is not shared with {namespace!r}",
         )
-    if priority is not None and row["max_priority"] is not None and priority > row["max_priority"]:
-        raise Invalid.field("/priority", f"the queue {queue!r} knows priorities up to {row['max_priority']}")
+    if work["priority"] is not None:
+        _check_priority(work["priority"], queue, settings)
+    limit_s, timeout_s = work["time_limit_s"], queue["consumer_timeout_s"]
+    if limit_s is not None and timeout_s is not None and limit_s >= timeout_s:
+        raise Invalid.field(
+            "/time_limit_s",
+            f"must be less than {timeout_s} s: the broker takes a message of the queue {name!r} away from a worker "
+            "that has had it for so long",
+        )
+    if queue["max_message_kib"] is not None:
+        check_arguments(work["args"], work["kwargs"], queue["max_message_kib"], f"on the queue {name!r}")
 
 
-async def create(connection: Connection, now: datetime, definition: Definition, author: str) -> Record:
+def _check_priority(priority: int, queue: Record, settings: Settings) -> None:
+    greatest = queue["max_priority"]
+    if greatest is not None and priority > greatest:
+        raise Invalid.field("/priority", f"the queue {queue['name']!r} knows priorities up to {greatest}")
+    # On Redis a priority picks one of four lists, whatever the type of the queue.
+    if queue["type"] == "quorum" and settings.on_rabbitmq:
+        raise Invalid.field("/priority", f"the queue {queue['name']!r} is a quorum queue, which knows no priorities")
+
+
+async def create(
+    connection: Connection, now: datetime, settings: Settings, definition: Definition, author: str
+) -> Record:
     """A new job whose schedule begins now. Raises NameTaken, Invalid."""
-    await check_queue(connection, definition.namespace, definition.queue, definition.priority)
+    await check_queue(connection, settings, definition.document())
     job_id = new_id()
     cursor = now.replace(microsecond=0)
     try:
@@ -78,12 +109,14 @@ async def create(connection: Connection, now: datetime, definition: Definition, 
     return await found(connection, job_id)
 
 
-async def edit(connection: Connection, now: datetime, job: Record, definition: Definition, author: str) -> Record:
+async def edit(
+    connection: Connection, now: datetime, settings: Settings, job: Record, definition: Definition, author: str
+) -> Record:
     """The settled job with another definition, as its next version. Clears the problem that a job was parked for.
 
     Raises NameTaken, Invalid. Runs that exist are left alone.
     """
-    await check_queue(connection, definition.namespace, definition.queue, definition.priority)
+    await check_queue(connection, settings, definition.document())
     cursor = max(job["cursor_time"], now.replace(microsecond=0))
     next_time = None if job["pause_time"] is not None else _next(definition, job["id"], cursor)
     version = job["version"] + 1
