@@ -86,22 +86,27 @@ def _failed(now: datetime, standing: Standing, report: Report) -> Standing | Non
 
 
 def _revoked(now: datetime, standing: Standing, report: Report) -> Standing | None:
+    asked = moves.cancelled_by(standing)
     error = error_of(report.meta, None)
     if error["message"] == "terminated":
-        return end(now, standing, REVOKED, reason=REVOKED_OUTSIDE)
+        return end(now, standing, REVOKED, reason=asked or REVOKED_OUTSIDE)
+    if asked and standing.start_time is None:
+        return end(now, standing, REVOKED, reason=asked)
     # Another worker may have seen a running task as PENDING: only silence makes this the end (the reaper decides).
     if standing.start_time is not None or standing.reason == REVOKED_OUTSIDE:
         return None
     return replace(standing, reason=REVOKED_OUTSIDE)
 
 
-def _retries_itself(standing: Standing, heard: Standing, report: Report) -> Standing | None:
+def _retries_itself(now: datetime, standing: Standing, heard: Standing, report: Report) -> Standing | None:
     # A stock worker does not say which retry it is; the same word read again is not the next one.
     known = standing.retries + (standing.state != RETRY) if report.retries is None else report.retries + 1
     if known <= standing.retries:
         return None
     reason = "the task retries itself: " + error_of(report.meta, None)["type"][:100]
-    return replace(heard, state=RETRY, leased=False, retries=known, reason=reason)
+    # Between two tries a cancel can have what it could not while the first one ran.
+    look_time = now if standing.cancel else None
+    return replace(heard, state=RETRY, leased=False, retries=known, reason=reason, cancel_next_time=look_time)
 
 
 def fold(report: Report, now: datetime) -> Move:
@@ -124,13 +129,13 @@ def fold(report: Report, now: datetime) -> Move:
         )
         if report.state == REVOKED:
             return _revoked(now, heard, report)
-        heard = replace(heard, reason=None)
+        heard = replace(heard, reason=standing.reason if standing.cancel else None)
         if report.state == SUCCESS:
             return end(now, heard, SUCCESS, result=report.meta)
         if report.state == FAILURE:
             return _failed(now, heard, report)
         if report.state == RETRY:
-            return _retries_itself(standing, heard, report)
+            return _retries_itself(now, standing, heard, report)
         retries = max(standing.retries, report.retries or 0)
         started = replace(heard, state=report.state, start_time=heard.start_time or now, retries=retries)
         if report.state == STARTED:

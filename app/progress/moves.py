@@ -44,7 +44,7 @@ def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay
         "end_time": now,
         "error": kept,
     }
-    return replace(
+    waiting = replace(
         standing,
         state=PENDING,
         reason="worker lost: runs again" if lost else f"retry backoff after {error['type'][:100]}",
@@ -63,11 +63,24 @@ def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay
         dispatch_time=None,
         start_time=None,
     )
+    return unless_cancelled(now, waiting)
 
 
 def end(now: datetime, standing: Standing, state: str, **changes: Any) -> Standing:
     """The run, ended."""
-    return replace(standing, state=state, end_time=now, claim_time=None, claimed_by=None, **{"reason": None, **changes})
+    changes = {"reason": None, "cancel_next_time": None, **changes}
+    return replace(standing, state=state, end_time=now, claim_time=None, claimed_by=None, **changes)
+
+
+def cancelled_by(standing: Standing) -> str | None:
+    """The reason of a run that ends because a cancel was asked for; None where nobody asked."""
+    return f"cancelled by {standing.cancel['by']}" if standing.cancel else None
+
+
+def unless_cancelled(now: datetime, waiting: Standing) -> Standing:
+    """A run that is to be published again, or its end if a cancel was asked for."""
+    reason = cancelled_by(waiting)
+    return waiting if reason is None else end(now, waiting, REVOKED, reason=reason)
 
 
 def after_error(now: datetime, standing: Standing, error: dict[str, Any]) -> Standing:
@@ -99,7 +112,7 @@ def not_registered(now: datetime, standing: Standing, dispatch: int, worker: str
     if times >= NOT_REGISTERED_MOST:
         reason += "; waits until every live worker of the queue registers it"
     delay_s = min(_NOT_REGISTERED_FIRST_S * 2 ** min(times - 1, 16), _NOT_REGISTERED_LAST_S)
-    return replace(
+    waiting = replace(
         standing,
         state=PENDING,
         reason=reason,
@@ -115,13 +128,19 @@ def not_registered(now: datetime, standing: Standing, dispatch: int, worker: str
         progress=None,
         leased=False,
     )
+    return unless_cancelled(now, waiting)
 
 
 def cancel(now: datetime, reason: str) -> Move:
-    """End the run as REVOKED. Whoever asks holds its lease, or knows that nothing was ever sent."""
+    """End the run as REVOKED, for this reason if nobody asked the plane for it.
+
+    Whoever applies it holds the run's lease, or knows that nothing was ever sent.
+    """
 
     def move(standing: Standing) -> Standing | None:
-        return None if standing.state in TERMINAL else end(now, standing, REVOKED, reason=reason)
+        if standing.state in TERMINAL:
+            return None
+        return end(now, standing, REVOKED, reason=cancelled_by(standing) or reason)
 
     return move
 
@@ -179,9 +198,11 @@ def redispatch(now: datetime, dispatch: int, reason: str, delay_s: float = 0) ->
 
 
 def explain(reason: str) -> Move:
-    """Say why a live run stands still."""
+    """Say why a live run stands still; one whose cancel is pursued says that already."""
 
     def move(standing: Standing) -> Standing | None:
-        return None if standing.state in TERMINAL or standing.reason == reason else replace(standing, reason=reason)
+        if standing.state in TERMINAL or standing.cancel or standing.reason == reason:
+            return None
+        return replace(standing, reason=reason)
 
     return move
