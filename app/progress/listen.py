@@ -2,30 +2,33 @@
 
 Celery publishes every stored state on a channel named like the key that keeps the last one. Pushes are lost while
 nobody listens, so the truth is read after each (re)connect and every few seconds.
+
+Services may keep their results in another database of this Redis, or behind a prefix (`queues.result_db`,
+`result_prefix`): a `Source`. Channels know no databases, so only prefixes matter for pushes.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.loop import end
-from app.progress.reports import HEAD, MESSAGE_LIMIT, key_of, state_at_head, task_of
+from app.progress.reports import HEAD, MESSAGE_LIMIT, state_at_head, task_of
+from app.progress.sources import OWN, Source, behind, pattern_of
 from app.states import RETRY, STARTED, TERMINAL
-from workers.protocol import RESULT_KEY_PREFIX, TaskId
+from workers.protocol import TaskId
 
 log = structlog.get_logger()
 
-PATTERN: Final = f"{RESULT_KEY_PREFIX}*"
 #: A silent connection is asked for a pong this often, and given up after three times that.
 _PING_S: Final = 2.0
 _FIRST_RETRY_S: Final = 0.1
@@ -112,12 +115,15 @@ def _is_news(heard: Heard) -> bool:
 class Listener:
     """One subscription, read by a task that does nothing else. Use as an async context manager, or `start` and `close`.
 
-    `resync` is set after each (re)connect and whenever a message found no room: then the truth is to be read.
+    `resync` is set after each (re)connect, for each new prefix, and whenever a message found no room: then the truth
+    is to be read.
     """
 
     def __init__(self, redis_url: str, waiting: Waiting | None = None) -> None:
         self._url = redis_url
         self.waiting = waiting or Waiting()
+        #: By pattern, the prefix that is listened behind.
+        self._wanted = {pattern_of(OWN.prefix): OWN.prefix}
         self.resync = asyncio.Event()
         self.connected = asyncio.Event()
         #: Messages that found no room, and connections that were made: for logs and tests.
@@ -144,6 +150,10 @@ class Listener:
             await end(self._task)
             self._task = None
 
+    def listen_behind(self, prefixes: Collection[str]) -> None:
+        """Hear what is published behind these prefixes, besides what has none; takes effect within two seconds."""
+        self._wanted = {pattern_of(prefix): prefix for prefix in (OWN.prefix, *prefixes)}
+
     async def gather(self, most: int, most_bytes: int, *, wait_s: float, gather_s: float) -> list[Heard]:
         """Up to `most` messages: waits `wait_s` for the first, then `gather_s` for company."""
         if not self.waiting.count:
@@ -153,15 +163,16 @@ class Listener:
             await asyncio.sleep(gather_s)
         return self.waiting.take(most, most_bytes)
 
-    async def read_truth(self, redis: Redis, tasks: Sequence[TaskId]) -> int:
+    async def read_truth(self, redis: Redis, wanted: Sequence[tuple[TaskId, Source]]) -> int:
         """Put the stored values of these tasks among the waiting ones; returns how many brought something new.
 
         A value is dropped if a push of that task has come since the read was sent. Raises RedisError.
         """
+        tasks = {task_id for task_id, _ in wanted}
         self._reading = set(tasks)
         new = 0
         try:
-            for heard in await stored(redis, tasks):
+            for heard in await stored_of(redis, wanted):
                 if heard.task_id in self._reading:
                     new += self._offer(heard)
         finally:
@@ -194,7 +205,6 @@ class Listener:
             client = Redis.from_url(self._url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=3)
             try:
                 async with client.pubsub() as pubsub:
-                    await pubsub.psubscribe(PATTERN)
                     await self._listen(pubsub)
             except (RedisError, OSError) as error:
                 if self.connected.is_set():
@@ -210,8 +220,15 @@ class Listener:
             pause_s = min(pause_s * 2, _LAST_RETRY_S)
 
     async def _listen(self, pubsub: PubSub) -> None:
+        subscribed: set[str] = set()
         silent = 0
         while True:
+            wanted = self._wanted
+            if added := wanted.keys() - subscribed:
+                await pubsub.psubscribe(*added)
+            if gone := subscribed - wanted.keys():
+                await pubsub.punsubscribe(*gone)
+            subscribed = set(wanted)
             message: dict[str, Any] | None = await pubsub.get_message(timeout=_PING_S)
             if message is None:
                 silent += 1
@@ -221,24 +238,70 @@ class Listener:
                 continue
             silent = 0
             if message["type"] == "pmessage":
-                task_id = task_of(message["channel"])
+                prefix = wanted.get(message["pattern"].decode())
+                task_id = task_of(behind(prefix, message["channel"])) if prefix is not None else None
                 if task_id is not None:
                     self._reading.discard(task_id)
                     self._offer(Heard.of(task_id, message["data"]), pushed=True)
             elif message["type"] == "psubscribe":
-                self.connects += 1
-                self.connected.set()
                 self.resync.set()
-                log.info("listening", pattern=PATTERN, connects=self.connects)
+                if not self.connected.is_set():
+                    self.connects += 1
+                    self.connected.set()
+                    log.info("listening", patterns=sorted(wanted), connects=self.connects)
 
 
-async def stored(redis: Redis, tasks: Sequence[TaskId]) -> list[Heard]:
-    """The stored values of these tasks, in order; of those that are too long only the head. Raises RedisError."""
+async def stored_of(redis: Redis, wanted: Sequence[tuple[TaskId, Source]]) -> list[Heard]:
+    """The stored values of these tasks where their queues keep results, and in the plane's own place, in any order.
+
+    `wanted` pairs each task with `Source.of(row)`, for a row with `result_db` and `result_prefix` of the run's queue
+    (`LEFT JOIN queues ON queues.name = runs.queue`). Another database that cannot be read (there is none of that
+    number, or not for us) is told in the log and left out. Raises RedisError if Redis is away.
+    """
+    by_source: defaultdict[Source, list[TaskId]] = defaultdict(list)
+    for task_id, source in wanted:
+        # Also a queue with results elsewhere may have workers of ours, which keep them here.
+        for place in {OWN, source}:
+            by_source[place].append(task_id)
+    found: list[Heard] = []
+    for source, tasks in by_source.items():
+        try:
+            async with at(redis, source) as client:
+                found += await stored(client, tasks, source)
+        except ResponseError as error:
+            if source.db is None:
+                raise
+            log.warning("results_not_readable", db=source.db, prefix=source.prefix, error=str(error))
+    return found
+
+
+@asynccontextmanager
+async def at(redis: Redis, source: Source) -> AsyncIterator[Redis]:
+    """A client for the database of this source: the given one, or one that ends with the block."""
+    if source.db is None:
+        yield redis
+        return
+    pool = redis.connection_pool
+    # No retries: the given client's have been tried a moment ago, and whoever calls does it again soon.
+    options = {**pool.connection_kwargs, "db": source.db, "retry": Retry(NoBackoff(), 0)}
+    other = Redis.from_pool(ConnectionPool(connection_class=pool.connection_class, **options))
+    try:
+        yield other
+    finally:
+        with suppress(RedisError, OSError):
+            await other.aclose()
+
+
+async def stored(redis: Redis, tasks: Sequence[TaskId], source: Source = OWN) -> list[Heard]:
+    """The stored values of these tasks in the client's database, in order; of what is too long only the head.
+
+    Raises RedisError.
+    """
     if not tasks:
         return []
     async with redis.pipeline(transaction=False) as pipe:
         for task_id in tasks:
-            pipe.strlen(key_of(task_id))
+            pipe.strlen(source.key_of(task_id))
         lengths = await pipe.execute(raise_on_error=False)
     found: list[Heard] = []
     page: list[tuple[TaskId, int]] = []
@@ -251,19 +314,20 @@ async def stored(redis: Redis, tasks: Sequence[TaskId]) -> list[Heard]:
             continue
         part = min(length, MESSAGE_LIMIT)
         if part > room:
-            found += await _page(redis, page)
+            found += await _page(redis, page, source)
             page, room = [], _ANSWER_BYTES
         page.append((task_id, length))
         room -= part
-    return found + await _page(redis, page)
+    return found + await _page(redis, page, source)
 
 
-async def _page(redis: Redis, page: Sequence[tuple[TaskId, int]]) -> list[Heard]:
+async def _page(redis: Redis, page: Sequence[tuple[TaskId, int]], source: Source) -> list[Heard]:
     if not page:
         return []
     async with redis.pipeline(transaction=False) as pipe:
         for task_id, length in page:
-            pipe.getrange(key_of(task_id), 0, HEAD - 1 if length > MESSAGE_LIMIT else MESSAGE_LIMIT - 1)
+            last = HEAD - 1 if length > MESSAGE_LIMIT else MESSAGE_LIMIT - 1
+            pipe.getrange(source.key_of(task_id), 0, last)
         bodies = await pipe.execute(raise_on_error=False)
     found = []
     for (task_id, length), body in zip(page, bodies, strict=True):

@@ -34,19 +34,27 @@ async def dispatched_runs(connection: Connection, after: UUID, limit: int) -> li
     """A page of the live runs of which a worker may have heard, and the dispatches whose reports would count.
 
     `last` is the next dispatch where one is claimed: its message may be out although nobody has marked it. Of many
-    dispatches of one attempt only the newest three are named.
+    dispatches of one attempt only the newest three are named. `result_db`, `result_prefix`: where to look for them.
     """
     rows: list[Record] = await connection.fetch(
         """
-        SELECT id, greatest(first_dispatch, last - 2) AS first, last FROM (
-            SELECT id, first_dispatch,
+        SELECT id, greatest(first_dispatch, last - 2) AS first, last, result_db, result_prefix FROM (
+            SELECT id, queue, first_dispatch,
                    dispatches + (claim_time IS NOT NULL AND dispatch_time IS NULL)::int AS last
             FROM runs WHERE end_time IS NULL AND id > $1
-        ) AS live
+        ) AS live LEFT JOIN queues ON queues.name = live.queue
         WHERE last >= first_dispatch ORDER BY id LIMIT $2
         """,
         after,
         limit,
+    )
+    return rows
+
+
+async def odd_results(connection: Connection) -> list[Record]:
+    """The queues whose workers keep results in another database of Redis or behind a prefix."""
+    rows: list[Record] = await connection.fetch(
+        "SELECT name, result_db, result_prefix FROM queues WHERE result_db IS NOT NULL OR result_prefix <> ''"
     )
     return rows
 

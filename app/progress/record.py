@@ -1,4 +1,4 @@
-"""Records what workers report: one transaction a batch, then the news of it.
+"""The route of reports through Redis: listens, reads the truth, and has both recorded.
 
 One recorder at a time works, by a row lease that others take over; correctness does not hang on it, for every write is
 guarded.
@@ -7,58 +7,35 @@ guarded.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import asyncpg
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import faults
-from app.database import AWAY, Connection, Database, Record, clock
-from app.progress import queries, reports, transition
-from app.progress.announce import announce, ring
-from app.progress.fold import fold
-from app.progress.listen import Heard, Listener
-from app.progress.reports import Refusal, key_of
-from app.progress.standing import Move
+from app.database import Database, Record
+from app.progress import queries
+from app.progress.listen import Heard, Listener, at
+from app.progress.recording import BATCH, BATCH_BYTES, Recording
+from app.progress.sources import OWN, Source
+from app.progress.turn import Turn
 from app.settings import Settings
-from app.states import PENDING, TERMINAL
+from app.states import TERMINAL
 from workers.protocol import TaskId
 
 log = structlog.get_logger()
 
 LEASE_NAME: Final = "record:redis"
-LEASE_S: Final = 5.0
 TRUTH_EVERY_S: Final = 10.0
 TRUTH_PAGE: Final = 500
-BATCH: Final = 500
-BATCH_BYTES: Final = 4 * 1024 * 1024
 #: How long the stored state of an ended run is kept for whoever asks Celery.
 RESULT_KEPT_S: Final = 3600
 
 _IDLE_S: Final = 0.25
 _BUSY_BATCH: Final = 50
-#: Refused reports of one batch that are kept; a flood is counted only.
-_REFUSED_KEPT: Final = 20
-_BODY_KEPT: Final = 4096
 _FIRST_ID: Final = UUID(int=0)
-
-#: Classes of SQLSTATE that say no to the values, for ever; every other error may pass by itself.
-_REFUSING: Final = {"22", "23", "54", "P0"}
-
-Refused = tuple[str, str, bytes]
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether a batch failed because of what it says; False if the database was away or troubled."""
-    if isinstance(error, asyncpg.InterfaceError):
-        return isinstance(error, ValueError)  # the driver could not encode a value
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in _REFUSING
-    return not isinstance(error, (*AWAY, faults.InjectedFault))
 
 
 class Recorder:
@@ -74,27 +51,43 @@ class Recorder:
         self._database = database
         self._redis = redis
         self._redis_url = settings.redis_url.get_secret_value()
-        self._holder = f"{name} {uuid4().hex[:8]}"
+        self._turn = Turn(database, LEASE_NAME, name)
+        self._recording = Recording(database, redis, LEASE_NAME)
         self._truth_every_s = truth_every_s
-        self.holds = False
-        #: How many reports were recorded and refused since the start.
-        self.recorded = self.refused = 0
-        self._held_at = 0.0
         self._listener: Listener | None = None
         self._hand: list[Heard] = []
         self._last_batch = 0
         self._truth_after: UUID | None = None
         self._truth_at = 0.0
+        #: By queue, where its results stand if not in our own place.
+        self._sources: dict[str, Source] = {}
+
+    @property
+    def holds(self) -> bool:
+        return self._turn.held
+
+    @property
+    def recorded(self) -> int:
+        """How many reports were recorded since the start."""
+        return self._recording.recorded
+
+    @property
+    def refused(self) -> int:
+        """How many reports were refused since the start."""
+        return self._recording.refused
 
     async def run_once(self) -> bool:
         """One batch, or one page of the truth; whether to call again at once.
 
         False: another recorder has the lease. Raises what the database raises if it is away: the batch is kept.
         """
-        if not await self._hold():
+        if not await self._turn.hold():
+            await self._stop_listening()
             return False
         if self._listener is None:
-            self._listener = Listener(self._redis_url)
+            listener = Listener(self._redis_url)
+            await self._read_sources(listener)
+            self._listener = listener
             self._listener.start()
         await self._read_truth(self._listener)
         if not self._hand:
@@ -108,8 +101,9 @@ class Recorder:
             self._last_batch = len(self._hand)
         if self._hand:
             await faults.at("record.after_receive")
-            await self._record(self._hand)
+            rows = await self._recording.record(self._hand)
             self._hand = []
+            await self._shorten(rows)
         return True
 
     @property
@@ -120,11 +114,7 @@ class Recorder:
     async def close(self) -> None:
         """Stop listening and let another recorder take over at once."""
         await self._stop_listening()
-        if self.holds:
-            self.holds = False
-            with suppress(*AWAY):
-                async with self._database.transaction() as connection:
-                    await queries.give_lease_back(connection, LEASE_NAME, self._holder)
+        await self._turn.give_back()
 
     async def _stop_listening(self) -> None:
         if self._listener is not None:
@@ -132,18 +122,11 @@ class Recorder:
             self._listener = None
         self._hand, self._truth_after, self._truth_at = [], None, 0.0
 
-    async def _hold(self) -> bool:
-        if self.holds and time.monotonic() - self._held_at < LEASE_S / 4:
-            return True
-        held_at = time.monotonic()
-        async with self._database.transaction() as connection:
-            holds = await queries.hold_lease(connection, LEASE_NAME, self._holder, LEASE_S)
-        if holds != self.holds:
-            log.info("recorder_took_over" if holds else "recorder_stands_by", holder=self._holder)
-        self.holds, self._held_at = holds, held_at
-        if not holds:
-            await self._stop_listening()
-        return holds
+    async def _read_sources(self, listener: Listener) -> None:
+        async with self._database.reading() as connection:
+            rows = await queries.odd_results(connection)
+        self._sources = {row["name"]: Source.of(row) for row in rows}
+        listener.listen_behind({source.prefix for source in self._sources.values()})
 
     async def _read_truth(self, listener: Listener) -> None:
         """Read the next page of stored states, if it is time for it and there is room."""
@@ -152,12 +135,13 @@ class Recorder:
             if not due or not listener.connected.is_set():
                 return
             listener.resync.clear()
+            await self._read_sources(listener)
             self._truth_after, self._truth_at = _FIRST_ID, time.monotonic()
         if listener.waiting.over_mark:
             return
         async with self._database.reading() as connection:
             rows = await queries.dispatched_runs(connection, self._truth_after, TRUTH_PAGE)
-        tasks = [TaskId(row["id"], n) for row in rows for n in range(row["first"], row["last"] + 1)]
+        tasks = [(TaskId(row["id"], n), Source.of(row)) for row in rows for n in range(row["first"], row["last"] + 1)]
         try:
             new = await listener.read_truth(self._redis, tasks)
         except (RedisError, OSError) as error:
@@ -172,87 +156,19 @@ class Recorder:
             self._truth_after = None
             listener.truth_was_read()
 
-    async def _record(self, batch: Sequence[Heard]) -> None:
-        """Commit a batch and tell of it; what the database refuses is narrowed down to the report at fault."""
-        try:
-            rows = await self._commit(batch)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            if len(batch) == 1:
-                await self._set_aside(batch[0], error)
-            else:
-                for part in _parts(batch):
-                    await self._record(part)
-            return
-        await faults.at("record.after_commit")
-        await announce(self._redis, rows)
-        if any(row["state"] == PENDING for row in rows):
-            await ring(self._redis)
-        await self._shorten(rows)
-
-    async def _commit(self, batch: Sequence[Heard]) -> list[Record]:
-        async with self._database.transaction() as connection:
-            now = await clock(connection)
-            moves: defaultdict[UUID, list[Move]] = defaultdict(list)
-            refused: list[Refused] = []
-            for heard in batch:
-                report = reports.read(heard.task_id, heard.body, heard.size)
-                if isinstance(report, Refusal):
-                    refused.append((str(report.task_id), report.problem, heard.body[:_BODY_KEPT]))
-                else:
-                    moves[report.task_id.run_id].append(fold(report, now))
-            rows = await transition.apply(connection, now, moves)
-            refused += await _unknown(connection, batch, {row["id"] for row in rows}, moves)
-            await queries.keep_refused(connection, LEASE_NAME, refused[:_REFUSED_KEPT])
-            await faults.at("record.before_commit")
-        self.recorded += len(batch) - len(refused)
-        self.refused += len(refused)
-        if refused:
-            log.warning("reports_refused", count=len(refused), task_id=refused[0][0], problem=refused[0][1])
-        return rows
-
-    async def _set_aside(self, heard: Heard, error: Exception) -> None:
-        problem = f"{type(error).__name__}: {error}".replace("\0", "")[:1000]
-        async with self._database.transaction() as connection:
-            await queries.keep_refused(connection, LEASE_NAME, [(str(heard.task_id), problem, heard.body[:_BODY_KEPT])])
-        self.refused += 1
-        log.error("report_set_aside", task_id=str(heard.task_id), problem=problem)
-
     async def _shorten(self, rows: Sequence[Record]) -> None:
         """Let the stored states of ended runs go soon; a key is half a kilobyte for a day otherwise."""
-        keys = [
-            key_of(TaskId(row["id"], n))
-            for row in rows
-            if row["state"] in TERMINAL
-            for n in range(max(row["dispatches"] - 2, 1), row["dispatches"] + 1)
-        ]
-        if not keys:
-            return
-        try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.expire(key, RESULT_KEPT_S)
-                await pipe.execute()
-        except (RedisError, OSError) as error:
-            log.debug("results_not_shortened", keys=len(keys), error=str(error))
-
-
-def _parts(batch: Sequence[Heard]) -> list[list[Heard]]:
-    """A batch by run; the reports of a single run one by one."""
-    by_run: defaultdict[UUID, list[Heard]] = defaultdict(list)
-    for heard in batch:
-        by_run[heard.task_id.run_id].append(heard)
-    return list(by_run.values()) if len(by_run) > 1 else [[heard] for heard in batch]
-
-
-async def _unknown(
-    connection: Connection, batch: Sequence[Heard], changed: set[UUID], moves: dict[UUID, list[Move]]
-) -> list[Refused]:
-    """The reports of runs that there are not."""
-    doubtful = moves.keys() - changed
-    unknown = doubtful - await queries.existing(connection, list(doubtful))
-    return [
-        (str(heard.task_id), "no such run", heard.body[:_BODY_KEPT])
-        for heard in {heard.task_id.run_id: heard for heard in batch if heard.task_id.run_id in unknown}.values()
-    ]
+        by_source: defaultdict[Source, list[TaskId]] = defaultdict(list)
+        for row in rows:
+            if row["state"] in TERMINAL:
+                ended = [TaskId(row["id"], n) for n in range(max(row["dispatches"] - 2, 1), row["dispatches"] + 1)]
+                for source in {OWN, self._sources.get(row["queue"], OWN)}:
+                    by_source[source] += ended
+        for source, tasks in by_source.items():
+            try:
+                async with at(self._redis, source) as client, client.pipeline(transaction=False) as pipe:
+                    for task_id in tasks:
+                        pipe.expire(source.key_of(task_id), RESULT_KEPT_S)
+                    await pipe.execute()
+            except (RedisError, OSError) as error:
+                log.debug("results_not_shortened", keys=len(tasks), error=str(error))

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from redis.asyncio import Redis
 
 from app.database import new_id
 from app.embedded import Valkey
-from app.progress.listen import Heard, Listener, Waiting, stored
+from app.progress.listen import Heard, Listener, Waiting, stored, stored_of
 from app.progress.reports import HEAD, key_of
+from app.progress.sources import OWN, Source, behind, pattern_of
+from tests.conftest import VALKEY_DATABASES
 from tests.processes import eventually
 from tests.progress.live import say, stored_state
 from workers.protocol import TaskId
@@ -78,11 +81,12 @@ async def test_a_value_is_dropped_if_a_push_came_after_the_read_was_sent(redis: 
             listener._reading.discard(a)  # what a push does
             return redis.pipeline(**options)
 
-    assert await listener.read_truth(Slow(), [a, b]) == 1  # type: ignore[arg-type]
+    wanted = [(a, OWN), (b, OWN)]
+    assert await listener.read_truth(Slow(), wanted) == 1  # type: ignore[arg-type]
     assert [heard.task_id for heard in await listener.gather(10, 10_000, wait_s=0, gather_s=0)] == [b]
-    assert await listener.read_truth(redis, [a, b]) == 1, "what was put among the waiting once is no news"
+    assert await listener.read_truth(redis, wanted) == 1, "what was put among the waiting once is no news"
     listener.truth_was_read()
-    assert await listener.read_truth(redis, [a, b]) == 0
+    assert await listener.read_truth(redis, wanted) == 0
 
 
 async def test_stored_values_are_read_in_bounded_pages_whatever_stands_there(redis: Redis) -> None:
@@ -96,6 +100,76 @@ async def test_stored_values_are_read_in_bounded_pages_whatever_stands_there(red
     assert (found[0].size, len(found[0].body)) == (3_000_000, HEAD)
     assert {len(heard.body) for heard in found[1:]} == {1_000_000}
     assert await stored(redis, []) == []
+
+
+def test_a_prefix_is_the_one_that_celery_makes_of_it() -> None:
+    """Against Celery itself; a prefix is no pattern."""
+    task_id = TaskId(new_id(), 1)
+    for prefix in ("", "svc", "svc:", "svc_", "svc-", "svc.", "a*b[c]?"):
+        options = {"global_keyprefix": prefix}
+        with Celery(backend="redis://127.0.0.1:1/0", set_as_current=False, fixups=[]) as app:
+            app.conf.result_backend_transport_options = options
+            key = app.backend.get_key_for_task(str(task_id))
+        assert Source(None, prefix).key_of(task_id).encode() == key
+        assert behind(prefix, key) == key_of(task_id).encode()
+    assert pattern_of("a*b[c]?") == "a\\*b\\[c\\]\\?_celery-task-meta-*"
+
+
+async def test_pushes_behind_a_prefix_are_heard_from_the_moment_that_it_is_known(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.progress.listen._PING_S", 0.1)
+    prefixes = ("a*b", "svc:")
+    first, second = (Source(None, prefix) for prefix in prefixes)
+    task_id = TaskId(new_id(), 1)
+
+    async def subscribers(source: Source) -> bool:
+        # A pattern that is in force takes what is published.
+        return bool(await redis.publish(source.key_of(task_id), stored_state(task_id, "STARTED")))
+
+    async with Listener(redis_url) as listener:
+        await eventually(lambda: _set(listener.resync), what="the first connection")
+        assert not await subscribers(first)
+        assert not await subscribers(second)
+        listener.resync.clear()
+        listener.listen_behind(prefixes)
+        await eventually(lambda: subscribers(first), what="the first prefix")
+        await eventually(lambda: subscribers(second), what="the second prefix")
+        await eventually(lambda: _set(listener.resync), what="asking for the truth")
+        heard = await listener.gather(10, 10_000, wait_s=1, gather_s=0.05)
+        assert {one.task_id for one in heard} == {task_id}
+        assert not await redis.publish(Source(None, "aXb").key_of(task_id), b"{}"), "a prefix is no pattern"
+        listener.listen_behind([prefixes[1]])
+        await eventually(lambda: _falls_silent(redis, first.key_of(task_id)), what="an end of the subscription")
+        assert await subscribers(second)
+        assert listener.connects == 1
+
+
+async def _falls_silent(redis: Redis, channel: str) -> bool:
+    return not await redis.publish(channel, b"{}")
+
+
+async def test_the_truth_is_read_in_other_databases_too_and_one_that_is_none_harms_no_other(
+    redis: Redis, redis_url: str
+) -> None:
+    tasks = [TaskId(new_id(), 1) for _ in range(4)]
+    base, _, own = redis_url.rpartition("/")
+    other = Source((int(own) + 1) % VALKEY_DATABASES, "svc")
+    behind_own = Source(None, "svc")
+    async with Redis.from_url(f"{base}/{other.db}") as there:
+        await there.set(other.key_of(tasks[0]), b"there", ex=600)
+    await redis.set(behind_own.key_of(tasks[1]), b"behind")
+    await redis.set(key_of(tasks[2]), b"a worker of ours on that queue")
+    await redis.set(key_of(tasks[3]), b"here")
+    wanted = [(tasks[0], other), (tasks[1], behind_own), (tasks[2], other), (tasks[3], Source(10_000))]
+    found = {heard.task_id: heard.body for heard in await stored_of(redis, wanted)}
+    assert found == {
+        tasks[0]: b"there",
+        tasks[1]: b"behind",
+        tasks[2]: b"a worker of ours on that queue",
+        tasks[3]: b"here",
+    }
+    assert await stored_of(redis, []) == []
 
 
 async def test_after_a_restart_it_listens_again_and_asks_for_the_truth(tmp_path: Path) -> None:
