@@ -14,6 +14,7 @@ branch_labels = None
 depends_on = None
 
 _QUEUES = ("delivery_limit", "dead_letter", "max_message_kib", "consumer_timeout_s", "result_db", "result_prefix")
+_RETRY = "jsonb_build_object('jitter', 'none', 'retry_on', NULL)"
 _RUNS = ("deadline_time", "not_registered", "late", "cancel", "cancel_next_time")
 
 
@@ -77,6 +78,13 @@ def upgrade() -> None:
     )
     # A kept version is read back as a definition.
     op.execute("UPDATE job_versions SET definition = definition || jsonb_build_object('deadline_s', NULL)")
+    # Equal definitions must compare equal.
+    op.execute(f"UPDATE jobs SET retry = {_RETRY} || retry")  # noqa: S608  (our own text)
+    op.execute(f"UPDATE runs SET retry = {_RETRY} || retry WHERE end_time IS NULL")  # noqa: S608
+    op.execute(
+        "UPDATE job_versions SET definition = jsonb_set(definition, '{retry}', "  # noqa: S608
+        f"{_RETRY} || (definition -> 'retry')) WHERE definition ? 'retry'"
+    )
 
     op.add_column("runs", sa.Column("deadline_time", instant, nullable=True))
     op.add_column("runs", sa.Column("not_registered", sa.Integer(), server_default="0", nullable=False))
@@ -93,6 +101,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in _RUNS:
         op.drop_column("runs", name)
+    op.execute("UPDATE job_versions SET definition = definition #- '{retry,jitter}' #- '{retry,retry_on}'")
+    op.execute("UPDATE runs SET retry = retry - 'jitter' - 'retry_on' WHERE end_time IS NULL")
+    op.execute("UPDATE jobs SET retry = retry - 'jitter' - 'retry_on'")
     op.execute("UPDATE job_versions SET definition = definition - 'deadline_s'")
     op.drop_column("jobs", "contract_problem")
     op.drop_column("jobs", "deadline_s")

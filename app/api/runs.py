@@ -1,7 +1,7 @@
 """`/runs`: list, ad-hoc run, one run and its news, its events, retry and cancel."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from app.api.run_lists import RunQuery, page_of_runs
 from app.api.schemas.fields import NothingIn
 from app.api.schemas.runs import CancelIn, EventPage, RunIn, RunOut, RunPageWithCursor
 from app.api.writes import Done, json_response, tag, write
-from app.database import Connection, new_id
+from app.database import Connection, Record, new_id
 from app.errors import BadRequest, Conflict, NotFound
 from app.feed.queries import where_we_are
 from app.progress.transition import NewRun, create

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from app.models import DEFINITION
+from app.schedule.definitions import RETRY_DEFAULTS
 
 # jsonb forgets the order of members.
 _TRIGGER: Final = ("type", "expression", "every_s", "run_time", "timezone", "start_time", "end_time", "jitter_s")
-_RETRY: Final = ("max_attempts", "max_lost", "backoff_s", "backoff_factor", "max_backoff_s")
+_RETRY: Final = ("max_attempts", "max_lost", "backoff_s", "backoff_factor", "max_backoff_s", *RETRY_DEFAULTS)
 _QUEUE: Final = (
     "name",
     "namespace",
@@ -45,7 +46,7 @@ def job_view(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: row[name] for name in ("id", *DEFINITION)},
         "trigger": _ordered(row["trigger"], _TRIGGER),
-        "retry": _ordered(row["retry"], _RETRY),
+        "retry": _ordered({**RETRY_DEFAULTS, **row["retry"]}, _RETRY),
         "pause": pause,
         "problem": row["problem"],
         "contract_problem": row["contract_problem"],

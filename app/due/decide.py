@@ -115,6 +115,11 @@ def start_deadline(scheduled_time: datetime, start_deadline_s: int | None) -> da
     return None if start_deadline_s is None else scheduled_time + timedelta(seconds=start_deadline_s)
 
 
+def deadline(scheduled_time: datetime, deadline_s: int | None) -> datetime | None:
+    """By when the run of this time must have ended; None: no matter when."""
+    return None if deadline_s is None else scheduled_time + timedelta(seconds=deadline_s)
+
+
 def _newest_due(trigger: Trigger, job_id: UUID, cursor: datetime, now: datetime) -> datetime | None:
     """The newest time after the cursor whose jitter has passed too."""
     time = newest(trigger, cursor, now)

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import Connection, Database, Record, clock, new_id
 from app.due import queries
-from app.due.decide import Decision, decide, settle, settle_paused, start_deadline
+from app.due.decide import Decision, deadline, decide, settle, settle_paused, start_deadline
 from app.progress.announce import announce
 from app.progress.transition import NewRun, create
 from app.schedule import triggers
@@ -170,4 +170,5 @@ def _run(job: Record, scheduled_time: datetime) -> NewRun:
         job_name=job["name"],
         scheduled_time=scheduled_time,
         start_deadline_time=start_deadline(scheduled_time, job["start_deadline_s"]),
+        deadline_time=deadline(scheduled_time, job["deadline_s"]),
     )

@@ -3,9 +3,12 @@
 Each function here returns a `Move`. A run that has ended refuses every one of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from typing import Any, Final
+from uuid import UUID
 
 from app.progress.standing import Move, Standing
 from app.states import FAILURE, PENDING, REVOKED, TERMINAL, is_running
@@ -23,10 +26,27 @@ _NOT_REGISTERED_LAST_S = 300.0
 _KEPT = 4096
 
 
-def backoff_s(retry: Any, failures: int) -> float:
-    """Seconds to wait after the n-th failure in a row: `backoff_s * backoff_factor ** (n - 1)`, capped."""
+def backoff_s(retry: Mapping[str, Any], failures: int, run_id: UUID, attempt: int) -> float:
+    """Seconds to wait after the n-th failure in a row: `backoff_s * backoff_factor ** (n - 1)`, capped.
+
+    With full jitter any part of it; which one hangs on run and attempt alone, so that it is told twice alike.
+    """
     wait = float(retry["backoff_s"]) * float(retry["backoff_factor"]) ** min(failures - 1, 64)
-    return min(wait, float(retry["max_backoff_s"]))
+    wait = min(wait, float(retry["max_backoff_s"]))
+    if retry.get("jitter", "none") == "full":
+        draw = blake2b(f"{run_id}:{attempt}".encode(), digest_size=8).digest()
+        wait *= int.from_bytes(draw, "big") / 2**64
+    return wait
+
+
+def is_worth_a_retry(retry: Mapping[str, Any], kind: str) -> bool:
+    """Whether the policy gives another attempt to an error of this type, by its name or the last part of it."""
+    wanted = retry.get("retry_on")
+    return wanted is None or kind in wanted or any(_last(kind) == _last(name) for name in wanted)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay_s: float, *, lost: bool) -> Standing:
@@ -86,8 +106,9 @@ def unless_cancelled(now: datetime, waiting: Standing) -> Standing:
 def after_error(now: datetime, standing: Standing, error: dict[str, Any]) -> Standing:
     """The task's own error: the next attempt after a backoff while the policy allows one, else FAILURE."""
     failures = standing.attempt - standing.lost
-    if failures < int(standing.retry["max_attempts"]):
-        return next_attempt(now, standing, error, backoff_s(standing.retry, failures), lost=False)
+    if failures < int(standing.retry["max_attempts"]) and is_worth_a_retry(standing.retry, error["type"]):
+        delay_s = backoff_s(standing.retry, failures, standing.id, standing.attempt)
+        return next_attempt(now, standing, error, delay_s, lost=False)
     return end(now, standing, FAILURE, error=error)
 
 

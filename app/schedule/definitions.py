@@ -18,7 +18,6 @@ from app.schedule import queries, triggers
 from app.schedule.sizes import check_arguments
 from app.settings import Settings
 
-
 #: What a retry policy says that was stored before it could say so.
 RETRY_DEFAULTS: Final = {"jitter": "none", "retry_on": None}
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import reduce
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -108,6 +109,46 @@ def test_a_failed_attempt_waits_for_its_backoff() -> None:
     assert waits == [10, 30, 60]
     assert after(standing, report("FAILURE", BOOM, n=4)).state == "FAILURE"
     assert [ended["attempt"] for ended in standing.attempts] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_full_jitter_is_any_part_of_the_backoff_and_always_the_same(factor: int) -> None:
+    full = policy(backoff_s=10, backoff_factor=factor, max_backoff_s=60, jitter="full")
+    most = moves.backoff_s(policy(backoff_s=10, backoff_factor=factor, max_backoff_s=60), 3, RUN, 3)
+    waits = [moves.backoff_s(full, 3, UUID(int=n), 3) for n in range(200)]
+    assert waits == [moves.backoff_s(full, 3, UUID(int=n), 3) for n in range(200)]
+    assert most == 10 * factor**2
+    assert all(0 <= wait <= most for wait in waits)
+    assert min(waits) < most / 10
+    assert max(waits) > most * 9 / 10
+    assert len({moves.backoff_s(full, 3, RUN, attempt) for attempt in range(1, 50)}) == 49
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "kind", "again"),
+    [
+        (None, "ValueError", True),
+        ([], "ValueError", False),
+        (["ValueError"], "ValueError", True),
+        (["KeyError", "builtins.ValueError"], "ValueError", True),
+        (["ConnectionError"], "requests.exceptions.ConnectionError", True),
+        (["Error"], "ValueError", False),
+        (["ValueError"], "TimeLimitExceeded", False),
+        (["TimeLimitExceeded"], "TimeLimitExceeded", True),
+    ],
+)
+def test_only_errors_of_the_named_types_are_worth_another_attempt(
+    retry_on: list[str] | None, kind: str, again: bool
+) -> None:
+    standing = replace(SENT, retry=policy(max_attempts=2, retry_on=retry_on))
+    moved = moves.after_error(NOW, standing, {"type": kind, "message": "", "traceback": None})
+    assert moved.state == ("PENDING" if again else "FAILURE")
+
+
+def test_a_lost_worker_is_no_matter_of_retry_on() -> None:
+    moved = moves.lose(NOW, 1, "gone")(replace(SENT, retry=policy(retry_on=["KeyError"])))
+    assert moved is not None
+    assert (moved.state, moved.attempt) == ("PENDING", 2)
 
 
 def test_a_lost_worker_is_counted_apart() -> None:

@@ -1,7 +1,7 @@
 """The kinds of values that several bodies share, with their bounds."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, StringConstraints
 
@@ -28,6 +28,7 @@ Count = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False), AfterValidator(_whole)]
 Priority = Annotated[int, Field(strict=True, ge=0, le=255)]
 TimeLimit = Annotated[Number, Field(gt=0, le=30 * DAY_S)]
+ErrorName = Annotated[str, StringConstraints(strict=True, max_length=200, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Flag = StrictBool
 Words = StrictStr
 Args = Annotated[list[Any], Field(max_length=1000)]
@@ -66,12 +67,27 @@ class RetryPolicy(In):
         default=2, description="each further wait is longer by this"
     )
     max_backoff_s: Annotated[Number, Field(ge=0, le=30 * DAY_S)] = Field(default=600, description="longest wait")
+    jitter: Literal["none", "full"] = Field(
+        default="none",
+        description="full: wait any time from 0 to the backoff, so that many runs do not come back at once",
+    )
+    retry_on: Annotated[list[ErrorName], Field(max_length=100)] | None = Field(
+        default=None,
+        description="types of errors that are worth another attempt, as `ConnectionError` or "
+        "`requests.ConnectionError` (the last part counts); null: every error. A lost worker is `max_lost`'s business",
+    )
 
 
 def refuse_swapped_limits(time_limit_s: float | None, soft_time_limit_s: float | None) -> None:
     """ValueError if the soft limit could never act before the hard one."""
     if time_limit_s is not None and soft_time_limit_s is not None and soft_time_limit_s >= time_limit_s:
         raise ValueError("must be less than time_limit_s")
+
+
+def refuse_swapped_deadlines(start_deadline_s: int | None, deadline_s: int | None) -> None:
+    """ValueError if the run would be over before the last moment of its start."""
+    if start_deadline_s is not None and deadline_s is not None and start_deadline_s >= deadline_s:
+        raise ValueError("must be more than start_deadline_s")
 
 
 def _instant(value: datetime) -> datetime:

@@ -23,6 +23,7 @@ from app.api.schemas.fields import (
     TaskName,
     Text,
     TimeLimit,
+    refuse_swapped_deadlines,
     refuse_swapped_limits,
 )
 from app.schedule.definitions import Definition
@@ -56,7 +57,15 @@ EXAMPLE_JOB_OUT: dict[str, Any] = {
     "catchup_window_s": DAY_S,
     "start_deadline_s": None,
     "deadline_s": None,
-    "retry": {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_factor": 2, "max_backoff_s": 600},
+    "retry": {
+        "max_attempts": 1,
+        "max_lost": 2,
+        "backoff_s": 10,
+        "backoff_factor": 2,
+        "max_backoff_s": 600,
+        "jitter": "none",
+        "retry_on": None,
+    },
     "time_limit_s": None,
     "soft_time_limit_s": None,
     "labels": {},
@@ -112,6 +121,12 @@ class JobIn(In):
     time_limit_s: TimeLimit | None = Field(None, description="the worker ends the task after this")
     soft_time_limit_s: TimeLimit | None = Field(None, description="the task gets SoftTimeLimitExceeded after this")
     labels: Labels = Field(default_factory=dict, description="free marks to filter by")
+
+    @field_validator("deadline_s")
+    @classmethod
+    def _start_before_end(cls, value: int | None, info: ValidationInfo) -> int | None:
+        refuse_swapped_deadlines(info.data.get("start_deadline_s"), value)
+        return value
 
     @field_validator("soft_time_limit_s")
     @classmethod

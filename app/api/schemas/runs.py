@@ -19,6 +19,7 @@ from app.api.schemas.fields import (
     RetryPolicy,
     TaskName,
     TimeLimit,
+    refuse_swapped_deadlines,
     refuse_swapped_limits,
 )
 
@@ -82,9 +83,18 @@ class RunIn(In):
     start_deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
         None, description="REVOKED if no worker has started it this long after now"
     )
+    deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
+        None, description="FAILURE if it has not ended this long after now, all attempts together"
+    )
     retry: RetryPolicy = RetryPolicy()
     time_limit_s: TimeLimit | None = None
     soft_time_limit_s: TimeLimit | None = None
+
+    @field_validator("deadline_s")
+    @classmethod
+    def _start_before_end(cls, value: int | None, info: ValidationInfo) -> int | None:
+        refuse_swapped_deadlines(info.data.get("start_deadline_s"), value)
+        return value
 
     @field_validator("soft_time_limit_s")
     @classmethod
