@@ -18,6 +18,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import faults, log
+from app.catalogue.look import EVERY_S as LOOK_AT_WORKERS_S
+from app.catalogue.look import Catalogue
 from app.database import AWAY, Database, clock
 from app.dispatch import broker as brokers
 from app.dispatch.outbox import Outbox
@@ -65,10 +67,11 @@ class Scheduler:
         publisher, asker = (brokers.connect(url, settings.publish_timeout_s) for _ in range(2))
         tick = Tick(database, redis, settings.tick_batch)
         outbox = Outbox(settings, database, redis, publisher, self.name)
-        topology = Topology(database, redis, asker)
+        topology = Topology(settings, database, redis, asker)
         recorder = Recorder(database, redis, settings, self.name)
         reaper = Reaper(database, redis, settings, asker.backlog)
         sweeper = Sweeper(database, settings)
+        catalogue = Catalogue(database, redis, url, asker.backlog, self.name)
         await ensure_default_queues(database, settings)
         dispatch = Loop("dispatch", outbox.run_once, lambda: POLL_S)
 
@@ -84,6 +87,7 @@ class Scheduler:
             Loop("record", recorder.run_once, lambda: POLL_S),
             Loop("reap", reaper.run_once, lambda: 2.0),
             Loop("sweep", sweeper.run_once, lambda: 60.0),
+            Loop("catalogue", catalogue.run_once, lambda: LOOK_AT_WORKERS_S),
         ]
         woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "topology"}]
         loops.append(Loop("beat", _beat(database, self.name, loops), lambda: BEAT_S))
@@ -94,6 +98,7 @@ class Scheduler:
         finally:
             await end(doorbell)
             await recorder.close()
+            await catalogue.close()
             for closing in (publisher.close(), asker.close(), _say_goodbye(database, self.name), redis.aclose()):
                 await closing
             await database.close()

@@ -43,7 +43,7 @@ async def ours(settings: Settings) -> Measured:
     redis = Redis.from_url(settings.redis_url.get_secret_value())
     publisher = broker.connect(settings.broker_url.get_secret_value(), 5)
     await ensure_default_queues(database, settings)
-    await Topology(database, redis, publisher).run_once()
+    await Topology(settings, database, redis, publisher).run_once()
     async with database.transaction() as connection:
         now = await clock(connection)
         minute = now.replace(second=0, microsecond=0)

@@ -18,7 +18,7 @@ from aio_pika.exceptions import ChannelClosed
 from app.dispatch.broker import Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route
 from app.dispatch.confirms import Publisher, any_uncertain, send
 from app.dispatch.message import Message
-from app.dispatch.rabbitmq import OpenChannel, find_or_make, line_of
+from app.dispatch.rabbitmq import OpenChannel, find_or_make, keep_dead_letters, line_of
 
 #: Most messages that wait for their confirm at once.
 WINDOW: Final = 1000
@@ -68,6 +68,10 @@ class Amqp:
     async def declare(self, route: Route) -> bool:
         async with self._asking() as open_channel:
             return await find_or_make(open_channel, route)
+
+    async def keep_dead_letters(self, name: str) -> None:
+        async with self._asking() as open_channel:
+            await keep_dead_letters(open_channel, name)
 
     async def backlog(self, name: str) -> Backlog:
         async with self._asking() as open_channel:

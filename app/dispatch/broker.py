@@ -64,6 +64,10 @@ class Route:
     type: str
     max_priority: int | None
     adopted: bool | None
+    delivery_limit: int | None = None
+    consumer_timeout_s: int | None = None
+    #: The queue that gets what this one gives up.
+    dead_letter_queue: str | None = None
 
 
 class Broker(Protocol):
@@ -78,6 +82,9 @@ class Broker(Protocol):
 
     async def declare(self, route: Route) -> bool:
         """Find or make the queue and its route; True if it was there before us. Raises QueueTrouble, BrokerAway."""
+
+    async def keep_dead_letters(self, name: str) -> None:
+        """Find or make the queue that gets what others give up. Raises QueueTrouble, BrokerAway."""
 
     async def backlog(self, name: str) -> Backlog:
         """What waits in the queue. Raises QueueTrouble if there is no such queue, BrokerAway."""

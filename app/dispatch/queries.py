@@ -122,16 +122,17 @@ async def tell_why_waiting(connection: Connection, now: datetime, away: str | No
     return rows
 
 
-async def insert_default_queues(connection: Connection, names: Sequence[str], kind: str) -> None:
+async def insert_default_queues(connection: Connection, names: Sequence[str], kind: str, *, dead_letter: bool) -> None:
     """Make queue rows with the given names where there are none."""
     await connection.execute(
         """
-        INSERT INTO queues (name, namespace, exchange, routing_key, type, author)
-        SELECT name, 'default', name, name, $2, 'jobplane' FROM unnest($1::text[]) AS names (name)
+        INSERT INTO queues (name, namespace, exchange, routing_key, type, dead_letter, author)
+        SELECT name, 'default', name, name, $2, $3, 'jobplane' FROM unnest($1::text[]) AS names (name)
         ON CONFLICT (name) DO NOTHING
         """,
         names,
         kind,
+        dead_letter,
     )
 
 
@@ -141,7 +142,8 @@ async def queues_to_look_at(
     """Queues whose objects on the broker need a look, by name from `after` on: new ones, those in trouble, all."""
     rows: list[Record] = await connection.fetch(
         """
-        SELECT name, exchange, exchange_type, routing_key, type, max_priority, adopted, problem, declare_time, version
+        SELECT name, exchange, exchange_type, routing_key, type, max_priority, delivery_limit, consumer_timeout_s,
+            dead_letter, adopted, version
         FROM queues
         WHERE name > $1 AND ($3 OR (problem IS NULL AND declare_time IS NULL) OR ($2 AND problem IS NOT NULL))
         ORDER BY name LIMIT $4

@@ -3,14 +3,15 @@
 - A queue that is there is adopted: used as it is, whatever its arguments, and never declared, for the service that
   declares it must keep starting. Should it vanish, its owner must declare it again; we do not, because ours would have
   other arguments than the owner's.
-- A queue that is not there is made as Celery makes it: durable, classic, without arguments, or quorum, or with
-  `x-max-priority`.
+- A queue that is not there is made as Celery makes it: durable, classic, without arguments, unless its row asks for
+  more (`_arguments`). An argument that this broker does not take is told on that queue.
 - An exchange that is there is used as it is; otherwise it is declared durable. The default exchange and `amq.*` are the
   broker's own. The exchange of a plain queue bears the queue's name: so Celery does it for `-Q name`.
 - The binding is made in every case, also for an adopted queue: it takes nothing away from anybody, and without it our
   messages would come back.
 
-A queue that is deleted from the plane is left on the broker, with what is in it.
+A queue that is deleted from the plane is left on the broker, with what is in it. The queue of dead letters is there
+before any queue that names it: a letter that finds no queue is lost, or stays where it was for ever.
 """
 
 from collections.abc import Callable
@@ -50,6 +51,16 @@ async def find_or_make(open_channel: OpenChannel, route: Route) -> bool:
     return found
 
 
+async def keep_dead_letters(open_channel: OpenChannel, name: str) -> None:
+    """Find or make the queue of dead letters: durable and quorum. Raises QueueTrouble where the broker refuses."""
+    try:
+        if not await _has_queue(open_channel, name):
+            async with open_channel() as channel:
+                await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+    except ChannelClosed as error:
+        raise QueueTrouble(line_of(error)) from error
+
+
 def line_of(error: BaseException) -> str:
     """What an error says, in one line that fits a sentence."""
     return (str(error) or type(error).__name__).partition("\n")[0][:300]
@@ -61,6 +72,17 @@ def _arguments(route: Route) -> dict[str, Any]:
         arguments["x-queue-type"] = "quorum"
     if route.max_priority is not None:
         arguments["x-max-priority"] = route.max_priority
+    if route.delivery_limit is not None:
+        arguments["x-delivery-limit"] = route.delivery_limit
+    if route.consumer_timeout_s is not None:
+        arguments["x-consumer-timeout"] = route.consumer_timeout_s * 1000
+    if route.dead_letter_queue is not None:
+        arguments["x-dead-letter-exchange"] = ""
+        arguments["x-dead-letter-routing-key"] = route.dead_letter_queue
+        if route.type == "quorum":
+            # The broker takes this strategy only together with that overflow.
+            arguments["x-dead-letter-strategy"] = "at-least-once"
+            arguments["x-overflow"] = "reject-publish"
     return arguments
 
 

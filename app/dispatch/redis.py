@@ -89,6 +89,9 @@ class RedisBroker:
         """Nothing to do: a list is there as soon as something is in it."""
         return False
 
+    async def keep_dead_letters(self, name: str) -> None:
+        """Nothing to do: nothing is given up here."""
+
     async def backlog(self, name: str) -> Backlog:
         try:
             async with self._redis.pipeline(transaction=False) as pipe:

@@ -22,23 +22,37 @@ log = structlog.get_logger()
 TROUBLED_EVERY_S: Final = 5.0
 ALL_EVERY_S: Final = 30.0
 _BATCH: Final = 200
+_ROUTE: Final = (
+    "name",
+    "exchange",
+    "exchange_type",
+    "routing_key",
+    "type",
+    "max_priority",
+    "delivery_limit",
+    "consumer_timeout_s",
+    "adopted",
+)
 
 
 async def ensure_default_queues(database: Database, settings: Settings) -> None:
     """Make the rows of the queues that exist from the first start on: `default` and those of the settings.
 
-    On RabbitMQ they are quorum queues. A row that exists is left alone.
+    On RabbitMQ they are quorum queues with dead letters. A row that exists is left alone.
     """
-    on_rabbitmq = settings.broker_url.get_secret_value().startswith("amqp")
+    on_rabbitmq = settings.on_rabbitmq
     names = list(dict.fromkeys(("default", *settings.task_queues)))
     async with database.transaction() as connection:
-        await queries.insert_default_queues(connection, names, "quorum" if on_rabbitmq else "classic")
+        await queries.insert_default_queues(
+            connection, names, "quorum" if on_rabbitmq else "classic", dead_letter=on_rabbitmq
+        )
 
 
 class Topology:
     """The loop over queues. One scheduler at a time does it, by an advisory lock that spares the broker the others."""
 
-    def __init__(self, database: Database, redis: Redis, broker: Broker) -> None:
+    def __init__(self, settings: Settings, database: Database, redis: Redis, broker: Broker) -> None:
+        self._dead_letter_queue = settings.dead_letter_queue
         self._database = database
         self._redis = redis
         self._broker = broker
@@ -47,6 +61,8 @@ class Topology:
         self._all_at = 0.0
         self._troubled_at = 0.0
         self._connects = broker.connects
+        #: Whether the queue of dead letters was found or made in this pass.
+        self._kept_dead_letters = False
 
     async def run_once(self) -> bool:
         """Look at the queues whose turn it is; True if there are more. Raises BrokerAway."""
@@ -67,6 +83,7 @@ class Topology:
             connection, troubled=troubled, everything=everything, after=self._after or "", limit=_BATCH
         )
         news = False
+        self._kept_dead_letters = False
         for row in rows:
             news |= await self._look_at(row)
         more = len(rows) == _BATCH
@@ -98,12 +115,25 @@ class Topology:
         return news
 
     async def _declare(self, row: Record) -> bool:
-        fields = ("name", "exchange", "exchange_type", "routing_key", "type", "max_priority", "adopted")
-        route = Route(**{field: row[field] for field in fields})
+        route = Route(
+            **{field: row[field] for field in _ROUTE},
+            dead_letter_queue=self._dead_letter_queue if row["dead_letter"] else None,
+        )
         try:
+            if row["dead_letter"] and not row["adopted"]:
+                await self._keep_dead_letters()
             return await self._broker.declare(route)
         except BrokerAway as away:
             # Some refusals end the whole connection, and some names cannot be sent at all. If the broker answers, it is
             # this queue that it does not like.
             await self._broker.check()
             raise QueueTrouble(str(away)) from away
+
+    async def _keep_dead_letters(self) -> None:
+        if self._kept_dead_letters:
+            return
+        try:
+            await self._broker.keep_dead_letters(self._dead_letter_queue)
+        except QueueTrouble as trouble:
+            raise QueueTrouble(f"the queue of dead letters, {self._dead_letter_queue!r}: {trouble}") from trouble
+        self._kept_dead_letters = True

@@ -105,7 +105,7 @@ class Rig:
         return Outbox(self.settings, self.database, self.redis, self.broker(), name)
 
     def topology(self) -> Topology:
-        return Topology(self.database, self.redis, self.broker())
+        return Topology(self.settings, self.database, self.redis, self.broker())
 
     async def queue(self, name: str, **columns: Any) -> None:
         """Make the row of a queue."""

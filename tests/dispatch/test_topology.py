@@ -12,7 +12,10 @@ from app.dispatch import topology
 from app.dispatch.broker import CONFIRMED, BrokerAway
 from app.settings import Settings
 from tests.dispatch.parts import Rig, amqp_channel, message, taken
+from tests.processes import eventually
 
+DEAD = "jobplane.dead"
+DEAD_LETTER = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": DEAD}
 ODD = {"x-message-ttl": 3600000, "x-dead-letter-exchange": "amq.fanout"}
 
 
@@ -48,7 +51,22 @@ async def test_a_new_queue_is_what_celery_declares(amqp_rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "arguments"),
-    [({"type": "quorum"}, {"x-queue-type": "quorum"}), ({"max_priority": 5}, {"x-max-priority": 5})],
+    [
+        ({"type": "quorum"}, {"x-queue-type": "quorum"}),
+        ({"max_priority": 5}, {"x-max-priority": 5}),
+        ({"consumer_timeout_s": 90}, {"x-consumer-timeout": 90_000}),
+        ({"dead_letter": True}, DEAD_LETTER),
+        (
+            {"type": "quorum", "delivery_limit": 7, "dead_letter": True},
+            {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": 7,
+                **DEAD_LETTER,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            },
+        ),
+    ],
 )
 async def test_a_queue_is_made_of_the_kind_that_is_asked_for(
     amqp_rig: Rig, columns: dict[str, Any], arguments: dict[str, Any]
@@ -57,6 +75,35 @@ async def test_a_queue_is_made_of_the_kind_that_is_asked_for(
     async with amqp_channel(amqp_rig.url) as channel:
         await channel.declare_queue("q", durable=True, arguments=arguments)
     assert await amqp_rig.broker().publish([message("q", priority=3)]) == [CONFIRMED]
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_what_a_worker_gives_up_goes_to_the_queue_of_dead_letters(amqp_rig: Rig, kind: str) -> None:
+    await amqp_rig.ready_queue("q", type=kind, dead_letter=True)
+    async with amqp_channel(amqp_rig.url) as channel:
+        await channel.declare_queue(DEAD, durable=True, arguments={"x-queue-type": "quorum"})
+    sent = message("q")
+    assert await amqp_rig.broker().publish([sent]) == [CONFIRMED]
+    async with amqp_channel(amqp_rig.url) as channel:
+        got = await (await channel.get_queue("q", ensure=False)).get(timeout=5)
+        await got.reject(requeue=False)
+
+    async def letters() -> list[str]:
+        return await taken(amqp_rig.url, DEAD)
+
+    assert await eventually(letters, 10, "the dead letter") == [sent.task_id]
+
+
+async def test_dead_letters_that_cannot_be_kept_trouble_only_who_wants_them(amqp_rig: Rig) -> None:
+    amqp_rig.settings = Settings.load(**{**dict(amqp_rig.settings), "dead_letter_queue": "amq.dead"})
+    await amqp_rig.queue("a", dead_letter=True)
+    await amqp_rig.ready_queue("b")
+    problem = (await amqp_rig.queue_row("a"))["problem"]
+    assert "the queue of dead letters, 'amq.dead'" in problem
+    assert "reserved" in problem
+    row = await amqp_rig.queue_row("b")
+    assert row["problem"] is None
+    assert row["declare_time"] is not None
 
 
 async def test_an_exchange_may_serve_several_queues_by_routing_key(amqp_rig: Rig) -> None:
@@ -171,3 +218,4 @@ async def test_the_default_queues_are_there_from_the_start(rig: Rig) -> None:
         assert row["type"] == ("classic" if rig.url.startswith("redis") else "quorum")
         assert (row["namespace"], row["exchange"], row["routing_key"], row["problem"]) == ("default", name, name, None)
         assert row["declare_time"] is not None
+        assert row["dead_letter"] is not rig.url.startswith("redis")
