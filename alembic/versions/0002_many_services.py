@@ -17,6 +17,8 @@ _QUEUES = ("delivery_limit", "dead_letter", "max_message_kib", "consumer_timeout
 _RETRY = "jsonb_build_object('jitter', 'none', 'retry_on', NULL)"
 _RUNS = ("deadline_time", "not_registered", "late", "cancel", "cancel_next_time")
 
+_OUTBOX = "state = 'PENDING' AND dispatch_time IS NULL"
+
 
 def upgrade() -> None:
     document = postgresql.JSONB(astext_type=sa.Text(), none_as_null=True)
@@ -96,9 +98,18 @@ def upgrade() -> None:
     op.create_index(
         "runs_cancel_idx", "runs", ["cancel_next_time"], postgresql_where=sa.text("cancel_next_time IS NOT NULL")
     )
+    op.drop_index("runs_outbox_idx", "runs")
+    op.create_index(
+        "runs_outbox_idx",
+        "runs",
+        ["queue", "task", "id", "due_time", "not_registered"],
+        postgresql_where=sa.text(_OUTBOX),
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("runs_outbox_idx", "runs")
+    op.create_index("runs_outbox_idx", "runs", ["id"], postgresql_where=sa.text(_OUTBOX))
     for name in _RUNS:
         op.drop_column("runs", name)
     op.execute("UPDATE job_versions SET definition = definition #- '{retry,jitter}' #- '{retry,retry_on}'")

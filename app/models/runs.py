@@ -38,7 +38,16 @@ class Run(SQLModel, table=True):
         Index(
             "runs_scheduled_key", "job_id", "scheduled_time", unique=True, postgresql_where=text("kind = 'schedule'")
         ),
-        Index("runs_outbox_idx", "id", postgresql_where=text("state = 'PENDING' AND dispatch_time IS NULL")),
+        # By kind, so that a backlog that is held costs nothing; the last two decide without a look at the row.
+        Index(
+            "runs_outbox_idx",
+            "queue",
+            "task",
+            "id",
+            "due_time",
+            "not_registered",
+            postgresql_where=text("state = 'PENDING' AND dispatch_time IS NULL"),
+        ),
         Index("runs_live_idx", "id", postgresql_where=text("end_time IS NULL")),
         Index("runs_live_job_idx", "job_id", postgresql_where=text("end_time IS NULL")),
         Index("runs_job_idx", "job_id", "id"),

@@ -16,6 +16,7 @@ from app.states import FAILURE, PENDING, REVOKED, TERMINAL, is_running
 #: Reasons that other passes recognise.
 REVOKED_OUTSIDE = "revoked outside jobplane"
 UNHEARD = "unheard: dispatched, and no worker has said that it started"
+NO_WORKER = "no worker consumes the queue"
 
 #: So often a message is given up by workers that do not know its task before it waits for all of them to register it.
 NOT_REGISTERED_MOST: Final = 5
