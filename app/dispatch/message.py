@@ -80,3 +80,11 @@ def message_of(run: Mapping[str, Any]) -> Message:
         reply_to=task.properties["reply_to"],
         priority=run["priority"],
     )
+
+
+def too_large(message: Message, limit_kib: int | None) -> str | None:
+    """Why the message may not go to a queue with this limit; None if it may."""
+    if limit_kib is None or len(message.body) <= limit_kib * 1024:
+        return None
+    kib = -(-len(message.body) // 1024)
+    return f"the message of {kib} KiB is larger than the queue's limit of {limit_kib} KiB"

@@ -20,7 +20,7 @@ from app import faults
 from app.database import Database, Record, clock
 from app.dispatch import queries
 from app.dispatch.broker import Broker, BrokerAway, Fate, Outcome
-from app.dispatch.message import Message, message_of
+from app.dispatch.message import Message, message_of, too_large
 from app.progress.announce import announce
 from app.settings import Settings
 
@@ -105,10 +105,14 @@ class Outbox:
         sent: list[_Sent] = []
         for run in runs:
             try:
-                messages.append(message_of(run))
+                message = message_of(run)
+                trouble = too_large(message, run["max_message_kib"])
             except Exception as error:
-                outcome = Outcome(Fate.REFUSED, f"no message can be made of it: {error}".partition("\n")[0][:300])
-                sent.append(_Sent(run["id"], run["dispatches"] + 1, outcome))
+                trouble = f"no message can be made of it: {error}".partition("\n")[0][:300]
+            if trouble is None:
+                messages.append(message)
+            else:
+                sent.append(_Sent(run["id"], run["dispatches"] + 1, Outcome(Fate.REFUSED, trouble)))
         if messages:
             await faults.at("dispatch.before_publish")
             outcomes = await self._broker.publish(messages)

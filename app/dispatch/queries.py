@@ -15,7 +15,7 @@ CLAIM_AGE: Final = timedelta(seconds=30)
 
 _CLAIM = """
     WITH ripe AS (
-        SELECT runs.id, queues.exchange, queues.routing_key
+        SELECT runs.id, queues.exchange, queues.routing_key, queues.max_message_kib
         FROM runs JOIN queues ON queues.name = runs.queue
         WHERE runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.due_time <= $1
             AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
@@ -27,7 +27,7 @@ _CLAIM = """
     )
     UPDATE runs SET claim_time = $1, claimed_by = $2
     FROM ripe WHERE runs.id = ripe.id
-    RETURNING runs.*, ripe.exchange, ripe.routing_key
+    RETURNING runs.*, ripe.exchange, ripe.routing_key, ripe.max_message_kib
 """
 
 _MARK = """
@@ -86,8 +86,8 @@ _TELL = """
 async def claim(connection: Connection, now: datetime, claimer: str, limit: int) -> list[Record]:
     """Take the oldest runs that may go out, in the order of their ids, for 30 s.
 
-    Rows of `runs` with `exchange` and `routing_key` of their queue. A claim that this claimer holds already is taken
-    again: a pass of its own was interrupted.
+    Rows of `runs` with `exchange`, `routing_key` and `max_message_kib` of their queue. A claim that this claimer holds
+    already is taken again: a pass of its own was interrupted.
     """
     rows = await connection.fetch(_CLAIM, now, claimer, now - CLAIM_AGE, limit)
     return sorted(rows, key=lambda row: UUID(int=row["id"].int))

@@ -15,7 +15,7 @@ import asyncpg
 from app.database import Connection, Record, new_id
 from app.errors import Invalid, NameTaken, NotFound
 from app.schedule import queries, triggers
-from app.schedule.sizes import check_arguments
+from app.schedule.sizes import check_message
 from app.settings import Settings
 
 #: What a retry policy says that was stored before it could say so.
@@ -79,7 +79,7 @@ async def check_queue(connection: Connection, settings: Settings, work: Mapping[
             "that has had it for so long",
         )
     if queue["max_message_kib"] is not None:
-        check_arguments(work["args"], work["kwargs"], queue["max_message_kib"], f"on the queue {name!r}")
+        check_message(work["args"], work["kwargs"], queue["max_message_kib"], name)
 
 
 def _check_priority(priority: int, queue: Record, settings: Settings) -> None:

@@ -286,3 +286,21 @@ async def test_the_next_dispatch_of_a_run_has_the_next_number(redis_rig: Rig) ->
     await drain(outbox)
     assert await taken(redis_rig.url, "q") == [f"{run}.1", f"{run}.2"]
     assert (await redis_rig.row(run))["dispatches"] == 2
+
+
+async def test_a_message_larger_than_its_queue_takes_waits_and_says_so(rig: Rig) -> None:
+    await rig.ready_queue("small")
+    (fits,) = await rig.runs("small")
+    (large,) = await rig.runs("small", args=["x" * 2600])
+    await rig.execute("UPDATE queues SET max_message_kib = 2")
+    outbox = rig.outbox()
+    await outbox.run_once()
+    assert (await rig.row(fits))["dispatches"] == 1
+    row = await rig.row(large)
+    assert (row["dispatches"], row["dispatch_time"], row["state"]) == (0, None, "PENDING")
+    assert row["reason"] == "the message of 3 KiB is larger than the queue's limit of 2 KiB"
+    await rig.execute("UPDATE queues SET max_message_kib = 3")
+    await rig.execute("UPDATE runs SET due_time = now()")
+    await outbox.run_once()
+    row = await rig.row(large)
+    assert (row["dispatches"], row["reason"]) == (1, None)
