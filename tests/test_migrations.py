@@ -1,5 +1,7 @@
 """Migrations go up, down and up again, and end at the models."""
 
+import json
+
 import asyncpg
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -34,6 +36,34 @@ async def test_up_down_and_up_again(empty_database_url: str) -> None:
     in_thread(lambda: upgrade(url))
     assert await relations(url) == first
     in_thread(lambda: upgrade(url))
+
+
+async def test_a_retry_policy_of_before_gets_what_it_left_out(empty_database_url: str) -> None:
+    """Also in the versions that are kept, and without a new one."""
+    url = empty_database_url
+    in_thread(lambda: upgrade(url, "0001"))
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    job = "019a8b7e-6c5d-7a10-8f3e-5b6d1c2e4f70"
+    read = "SELECT retry::text FROM jobs UNION ALL SELECT definition ->> 'retry' FROM job_versions"
+    try:
+        await connection.execute(
+            "INSERT INTO queues (name, namespace, exchange, routing_key, author) VALUES ('q', 'n', 'q', 'q', 'a')"
+        )
+        await connection.execute(
+            "INSERT INTO jobs (id, namespace, name, task, queue, trigger, retry, cursor_time, author) VALUES"
+            f" ('{job}', 'n', 'j', 't', 'q', '{{}}', '{{\"max_lost\": 2}}', '2026-01-01', 'a')"
+        )
+        await connection.execute(
+            "INSERT INTO job_versions (job_id, version, definition, author) VALUES"
+            f" ('{job}', 1, '{{\"retry\": {{\"max_lost\": 2}}}}', 'a')"
+        )
+        in_thread(lambda: upgrade(url))
+        rows = [json.loads(row[0]) for row in await connection.fetch(read)]
+        assert rows == [{"max_lost": 2, "jitter": "none", "retry_on": None}] * 2
+        in_thread(lambda: downgrade(url, "0001"))
+        assert [json.loads(row[0]) for row in await connection.fetch(read)] == [{"max_lost": 2}] * 2
+    finally:
+        await connection.close()
 
 
 async def test_the_models_are_what_the_migrations_make(database_url: str) -> None:

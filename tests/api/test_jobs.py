@@ -78,6 +78,21 @@ async def test_put_replaces_and_an_equal_definition_changes_nothing(
     assert versions[1]["definition"]["trigger"]["every_s"] == 60
 
 
+async def test_a_policy_of_before_is_shown_whole_and_stays_equal(
+    client: httpx.AsyncClient, queue: str, database: Database
+) -> None:
+    job = await make(client)
+    assert (job["retry"]["jitter"], job["retry"]["retry_on"]) == ("none", None)
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE jobs SET retry = retry - 'jitter' - 'retry_on'")
+    url = f"{JOBS}/{job['id']}"
+    assert (await client.get(url)).json() == job
+    assert (await client.put(url, json=a_job())).json() == job
+    assert (await client.patch(url, json={"retry": {"max_attempts": None}})).json() == job
+    changed = (await client.patch(url, json={"retry": {"jitter": "full", "retry_on": ["KeyError"]}})).json()
+    assert (changed["version"], changed["retry"]["retry_on"], changed["retry"]["max_lost"]) == (2, ["KeyError"], 2)
+
+
 async def test_a_merge_patch_changes_what_it_names(client: httpx.AsyncClient, queue: str) -> None:
     job = await make(client, kwargs={"keep": 1, "drop": 2}, catchup_window_s=60, labels={"team": "etl"})
     patched = await client.patch(
@@ -169,7 +184,7 @@ async def test_disabled_and_finished_jobs_have_no_next_time(client: httpx.AsyncC
 
 
 async def test_trigger_makes_a_manual_run_also_of_a_disabled_job(client: httpx.AsyncClient, queue: str) -> None:
-    job = await make(client, enabled=False, args=[1], kwargs={"a": 1}, priority=3, start_deadline_s=60)
+    job = await make(client, enabled=False, args=[1], kwargs={"a": 1}, priority=3, deadline_s=60)
     answer = await client.post(f"{JOBS}/{job['id']}/trigger", json={"kwargs": {"b": 2}})
     run = answer.json()
     assert answer.status_code == 201
@@ -177,6 +192,7 @@ async def test_trigger_makes_a_manual_run_also_of_a_disabled_job(client: httpx.A
     assert (run["kind"], run["args"], run["kwargs"], run["priority"]) == ("manual", [1], {"b": 2}, 3)
     assert (run["job_id"], run["job_version"], run["job_name"]) == (job["id"], 1, "digest")
     assert (run["state"], run["scheduled_time"]) == ("PENDING", None)
+    assert instant(run["deadline_time"]) - instant(run["create_time"]) == timedelta(seconds=60)
     assert (await client.post(f"{JOBS}/{job['id']}/trigger")).status_code == 201
     shown = (await client.get(f"{JOBS}/{job['id']}")).json()
     assert shown["last_run"]["state"] == "PENDING"

@@ -67,9 +67,8 @@ async def make(client: httpx.AsyncClient, **changes: Any) -> dict[str, Any]:
 
 
 async def test_an_adhoc_run(client: httpx.AsyncClient, queue: str, database: Database) -> None:
-    answer = await client.post(
-        RUNS, json={"task": "files.digest", "args": [[1, 2], None], "priority": 0, "start_deadline_s": 60}
-    )
+    deadlines = {"start_deadline_s": 60, "deadline_s": 90}
+    answer = await client.post(RUNS, json={"task": "files.digest", "args": [[1, 2], None], "priority": 0, **deadlines})
     run = answer.json()
     assert (answer.status_code, answer.headers["location"]) == (201, f"{RUNS}/{run['id']}")
     RunOut.model_validate(run)
@@ -83,6 +82,7 @@ async def test_an_adhoc_run(client: httpx.AsyncClient, queue: str, database: Dat
     async with database.reading() as connection:
         row = await connection.fetchrow("SELECT * FROM runs")
     assert row["start_deadline_time"] - row["create_time"] == timedelta(seconds=60)
+    assert row["deadline_time"] - row["create_time"] == timedelta(seconds=90)
     assert row["retry"]["max_attempts"] == 1
 
 
@@ -161,7 +161,7 @@ async def test_waiting_for_news(client: httpx.AsyncClient, queue: str, world: Wo
 
 
 async def test_retry_is_the_same_work_again(client: httpx.AsyncClient, queue: str, world: World) -> None:
-    job = (await client.post("/api/v1/jobs", json=a_job(args=[1], time_limit_s=5))).json()
+    job = (await client.post("/api/v1/jobs", json=a_job(args=[1], time_limit_s=5, deadline_s=90))).json()
     run = (await client.post(f"/api/v1/jobs/{job['id']}/trigger", json={"kwargs": {"x": 1}})).json()
     early = await client.post(f"{RUNS}/{run['id']}/retry")
     assert (early.status_code, early.json()["type"]) == (409, "/problems/conflict")
@@ -173,6 +173,7 @@ async def test_retry_is_the_same_work_again(client: httpx.AsyncClient, queue: st
     same = ("task", "args", "kwargs", "queue", "job_id", "job_version", "kind", "namespace")
     assert {name: again[name] for name in same} == {name: run[name] for name in same}
     assert (again["state"], again["attempt"]) == ("PENDING", 1)
+    assert again["deadline_time"] > run["deadline_time"], "as long again, from now on"
 
 
 async def test_cancel_before_dispatch_needs_no_redis(client: httpx.AsyncClient, queue: str, world: World) -> None:

@@ -192,6 +192,15 @@ async def test_settling_deals_with_all_up_to_now(database: Database, redis: Redi
         assert await settle_job(connection, now, new_id()) == (None, [])
 
 
+async def test_deadlines_count_from_the_scheduled_time(database: Database, redis: Redis) -> None:
+    await begin(database, 5, overlap="skip", start_deadline_s=60, deadline_s=90)
+    await Tick(database, redis, 10).run_once()
+    async with database.reading() as connection:
+        run = await connection.fetchrow("SELECT * FROM runs")
+    assert run["start_deadline_time"] == run["scheduled_time"] + timedelta(seconds=60)
+    assert run["deadline_time"] == run["scheduled_time"] + timedelta(seconds=90)
+
+
 async def test_a_pause_is_accounted_for(database: Database) -> None:
     job, cursor = await begin(database, 30)
     async with database.transaction() as connection:
