@@ -20,6 +20,7 @@ from app import faults
 from app.database import Database, Record, clock
 from app.dispatch import queries
 from app.dispatch.broker import Broker, BrokerAway, Fate, Outcome
+from app.dispatch.hold import hold_of
 from app.dispatch.message import Message, message_of, too_large
 from app.progress.announce import announce
 from app.settings import Settings
@@ -30,7 +31,10 @@ log = structlog.get_logger()
 RETRY_S: Final = 5.0
 FIRST_PAUSE_S: Final = 0.2
 LAST_PAUSE_S: Final = 5.0
+#: How often the runs that wait are told why, and the most of the time that this may take.
 _TELL_EVERY_S: Final = 1.0
+_TELL_SHARE: Final = 0.05
+_MOST_COUNTED: Final = 100_000
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class Outbox:
         self.claimer = f"{name}:{secrets.token_hex(4)}"
         self._away: _Away | None = None
         self._tell_at = 0.0
+        #: By (queue, task): the workers that consume the queue, of which none registers the task.
+        self._held: dict[tuple[str, str], tuple[str, ...]] = {}
         #: What was published and not yet written down, because the database went away in between.
         self._unsettled: list[_Sent] = []
 
@@ -149,17 +155,39 @@ class Outbox:
         return outcome.reason, now + timedelta(seconds=RETRY_S)
 
     async def _tell(self) -> bool:
-        """Tell the runs that cannot go out why; True if there are more of them. Looks at most once a second."""
-        loop_time = asyncio.get_running_loop().time()
-        if loop_time < self._tell_at:
+        """Tell the runs that cannot go out why; True if there are more of them.
+
+        Looks at most once a second, and less often where so many wait that a look takes long.
+        """
+        clock_of_loop = asyncio.get_running_loop().time
+        begin = clock_of_loop()
+        if begin < self._tell_at:
             return False
         async with self._database.transaction() as connection:
             now = await clock(connection)
-            told = await queries.tell_why_waiting(connection, now, self.broker_away, self._limit)
-        await announce(self._redis, told)
-        more = len(told) == self._limit
-        self._tell_at = 0.0 if more else loop_time + _TELL_EVERY_S
+            kinds = await queries.waiting_kinds(connection, now)
+            holds = [hold for kind in kinds if (hold := hold_of(kind, self.broker_away)) is not None]
+            told = await queries.tell_why_waiting(connection, now, holds, self._limit) if holds else []
+        async with self._database.transaction() as connection:
+            consumed = await queries.tell_consumed(connection, await clock(connection), self._limit)
+        await announce(self._redis, [*told, *consumed])
+        await self._log_held({(hold.queue, hold.task): hold.workers for hold in holds if hold.workers})
+        more = self._limit in {len(told), len(consumed)}
+        took = clock_of_loop() - begin
+        self._tell_at = 0.0 if more else begin + max(_TELL_EVERY_S, took / _TELL_SHARE)
         return more
+
+    async def _log_held(self, held: dict[tuple[str, str], tuple[str, ...]]) -> None:
+        """Log which tasks no worker on their queue registers, each time that this changes."""
+        for (queue, task), workers in held.items():
+            if self._held.get((queue, task)) == workers:
+                continue
+            async with self._database.reading() as connection:
+                count = await queries.count_waiting(connection, queue, task, _MOST_COUNTED)
+            log.warning("runs_held", queue=queue, task=task, workers=list(workers), count=count)
+        for queue, task in self._held.keys() - held.keys():
+            log.info("runs_held_no_more", queue=queue, task=task)
+        self._held = held
 
     async def _broker_answers(self) -> bool:
         """Whether to try: always, unless the last pass found the broker away; then it is asked with growing pauses."""

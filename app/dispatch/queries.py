@@ -9,18 +9,61 @@ from typing import Any, Final
 from uuid import UUID
 
 from app.database import Connection, Record
+from app.dispatch.hold import Hold
+from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
 
 #: A claim that is older than this is free again: its owner died or hangs.
 CLAIM_AGE: Final = timedelta(seconds=30)
 
-_CLAIM = """
-    WITH ripe AS (
-        SELECT runs.id, queues.exchange, queues.routing_key, queues.max_message_kib
-        FROM runs JOIN queues ON queues.name = runs.queue
-        WHERE runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.due_time <= $1
+#: What was seen of a queue longer ago than this counts as not seen: a catalogue that is dead must hold nothing back.
+SIGHTING_AGE: Final = timedelta(seconds=30)
+#: A claim looks at so many times the runs that it takes: others may hold the oldest ones at this moment.
+_SPARE: Final = 4
+_NO_LIMIT: Final = 2**31 - 1
+
+# The (queue, task) of all runs that wait, by one step in the index for each: however many runs there are of a kind.
+_KINDS = """
+    kinds AS (
+        (SELECT queue, task FROM runs WHERE state = 'PENDING' AND dispatch_time IS NULL ORDER BY queue, task LIMIT 1)
+        UNION ALL
+        SELECT next.queue, next.task FROM kinds CROSS JOIN LATERAL (
+            SELECT queue, task FROM runs
+            WHERE state = 'PENDING' AND dispatch_time IS NULL AND (queue, task) > (kinds.queue, kinds.task)
+            ORDER BY queue, task LIMIT 1
+        ) AS next
+    )
+"""
+
+# What is ripe is looked for in each kind that may go out, and nowhere else: a backlog of others costs nothing. Only
+# what is taken is locked.
+_CLAIM = f"""
+    WITH RECURSIVE {_KINDS}, open AS (
+        SELECT kinds.queue, kinds.task, queues.exchange, queues.routing_key, queues.max_message_kib,
+            CASE WHEN kinds.task <> ALL(seen.common_tasks) THEN {NOT_REGISTERED_MOST} ELSE {_NO_LIMIT} END AS most
+        FROM kinds JOIN queues ON queues.name = kinds.queue
+        LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $5
+        WHERE queues.declare_time IS NOT NULL AND NOT queues.paused AND queues.problem IS NULL
+            AND (seen.known_tasks IS NULL OR kinds.task = ANY(seen.known_tasks))
+    ), oldest AS (
+        SELECT run.id FROM open CROSS JOIN LATERAL (
+            SELECT runs.id FROM runs
+            WHERE runs.queue = open.queue AND runs.task = open.task
+                AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL
+                AND runs.due_time <= $1 AND runs.not_registered < open.most
+                AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
+                AND (runs.start_deadline_time IS NULL OR runs.start_deadline_time > $1)
+                AND (runs.deadline_time IS NULL OR runs.deadline_time > $1)
+                AND runs.cancel IS NULL
+            ORDER BY runs.id LIMIT {_SPARE} * $4::int4
+        ) AS run
+        ORDER BY run.id LIMIT {_SPARE} * $4::int4
+    ), ripe AS (
+        SELECT runs.id, open.exchange, open.routing_key, open.max_message_kib
+        FROM runs JOIN open USING (queue, task)
+        WHERE runs.id = ANY(ARRAY(SELECT id FROM oldest))
+            AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.due_time <= $1
             AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
-            AND (runs.start_deadline_time IS NULL OR runs.start_deadline_time > $1)
-            AND queues.declare_time IS NOT NULL AND NOT queues.paused AND queues.problem IS NULL
+            AND runs.cancel IS NULL
         ORDER BY runs.id
         LIMIT $4
         FOR NO KEY UPDATE OF runs SKIP LOCKED
@@ -28,17 +71,19 @@ _CLAIM = """
     UPDATE runs SET claim_time = $1, claimed_by = $2
     FROM ripe WHERE runs.id = ripe.id
     RETURNING runs.*, ripe.exchange, ripe.routing_key, ripe.max_message_kib
-"""
+"""  # noqa: S608  (numbers of our own)
 
 _MARK = """
     WITH mine AS (
-        SELECT runs.id FROM runs JOIN unnest($3::uuid[], $4::int4[]) AS sent (id, n) ON sent.id = runs.id
+        SELECT runs.id, CASE WHEN seen.consumers = 0 THEN $6 END AS reason
+        FROM runs JOIN unnest($3::uuid[], $4::int4[]) AS sent (id, n) ON sent.id = runs.id
+        LEFT JOIN queue_sightings AS seen ON seen.queue = runs.queue AND seen.look_time > $5
         WHERE runs.claimed_by = $2 AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL
             AND runs.dispatches + 1 = sent.n
         ORDER BY runs.id
         FOR NO KEY UPDATE OF runs
     )
-    UPDATE runs SET dispatches = dispatches + 1, dispatch_time = $1, reason = NULL, claim_time = NULL,
+    UPDATE runs SET dispatches = dispatches + 1, dispatch_time = $1, reason = mine.reason, claim_time = NULL,
         claimed_by = NULL, version = version + 1, update_time = $1
     FROM mine WHERE runs.id = mine.id
     RETURNING runs.*
@@ -60,25 +105,53 @@ _RELEASE = """
     RETURNING runs.*, mine.news
 """
 
+_WAITING_KINDS = f"""
+    WITH RECURSIVE {_KINDS}
+    SELECT kinds.queue, kinds.task, queues.name IS NOT NULL AS known, queues.paused, queues.problem,
+        queues.declare_time, seen.workers,
+        coalesce(kinds.task <> ALL(seen.known_tasks), false) AS unknown_task,
+        coalesce(kinds.task <> ALL(seen.common_tasks), false) AS uncommon_task
+    FROM kinds LEFT JOIN queues ON queues.name = kinds.queue
+    LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $1
+"""  # noqa: S608
+
 _TELL = """
-    WITH waiting AS (
-        SELECT runs.id, told.reason
-        FROM runs LEFT JOIN queues ON queues.name = runs.queue
-        CROSS JOIN LATERAL (SELECT CASE
-            WHEN queues.name IS NULL THEN 'there is no queue ' || runs.queue
-            WHEN queues.paused THEN 'queue paused'
-            WHEN queues.problem IS NOT NULL THEN 'queue in trouble: ' || queues.problem
-            WHEN queues.declare_time IS NULL THEN 'queue not yet found on the broker'
-            ELSE $2
-        END AS reason) AS told
-        WHERE runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.due_time <= $1
-            AND runs.claim_time IS NULL AND told.reason IS NOT NULL AND told.reason IS DISTINCT FROM runs.reason
+    WITH told AS MATERIALIZED (
+        SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::int4[]) AS told (queue, task, reason, most)
+    ), untold AS (
+        SELECT run.id FROM told CROSS JOIN LATERAL (
+            SELECT runs.id FROM runs
+            WHERE runs.queue = told.queue AND runs.task = told.task
+                AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL
+                AND runs.due_time <= $1 AND runs.not_registered < told.most
+                AND runs.claim_time IS NULL AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
+            ORDER BY runs.id LIMIT $6
+        ) AS run
+        LIMIT $6
+    ), waiting AS (
+        SELECT runs.id, told.reason FROM runs JOIN told USING (queue, task)
+        WHERE runs.id = ANY(ARRAY(SELECT id FROM untold))
+            AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.claim_time IS NULL
+            AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
         ORDER BY runs.id
-        LIMIT $3
         FOR NO KEY UPDATE OF runs SKIP LOCKED
     )
     UPDATE runs SET reason = waiting.reason, version = version + 1, update_time = $1
     FROM waiting WHERE runs.id = waiting.id
+    RETURNING runs.*
+"""
+
+_TELL_CONSUMED = """
+    WITH taken AS (
+        SELECT runs.id FROM runs JOIN queue_sightings AS seen ON seen.queue = runs.queue
+        WHERE runs.end_time IS NULL AND runs.state = 'PENDING' AND runs.dispatch_time IS NOT NULL
+            AND runs.reason = $3 AND seen.consumers > 0 AND seen.look_time > $2
+        ORDER BY runs.id
+        LIMIT $4
+        FOR NO KEY UPDATE OF runs SKIP LOCKED
+    )
+    UPDATE runs SET reason = NULL, version = version + 1, update_time = $1
+    FROM taken WHERE runs.id = taken.id
     RETURNING runs.*
 """
 
@@ -88,8 +161,10 @@ async def claim(connection: Connection, now: datetime, claimer: str, limit: int)
 
     Rows of `runs` with `exchange`, `routing_key` and `max_message_kib` of their queue. A claim that this claimer holds
     already is taken again: a pass of its own was interrupted.
+    Nothing goes to workers of which none registers the task; what was given up as not registered too often goes only
+    where each of them does.
     """
-    rows = await connection.fetch(_CLAIM, now, claimer, now - CLAIM_AGE, limit)
+    rows = await connection.fetch(_CLAIM, now, claimer, now - CLAIM_AGE, limit, now - SIGHTING_AGE)
     return sorted(rows, key=lambda row: UUID(int=row["id"].int))
 
 
@@ -98,9 +173,12 @@ async def mark_dispatched(
 ) -> list[Record]:
     """Record which dispatches the broker confirmed: (run, n). The rows that changed.
 
-    A run that a report has moved on meanwhile, or that somebody else claimed, is left alone.
+    A run that a report has moved on meanwhile, or that somebody else claimed, is left alone. One that lies now where
+    nobody consumes says so.
     """
-    rows: list[Record] = await connection.fetch(_MARK, now, claimer, [run for run, _ in sent], [n for _, n in sent])
+    rows: list[Record] = await connection.fetch(
+        _MARK, now, claimer, [run for run, _ in sent], [n for _, n in sent], now - SIGHTING_AGE, NO_WORKER
+    )
     return rows
 
 
@@ -113,13 +191,47 @@ async def release(
     return [row for row in rows if row["news"]]
 
 
-async def tell_why_waiting(connection: Connection, now: datetime, away: str | None, limit: int) -> list[Record]:
-    """Write the reason on due runs that nobody may claim: their queue is closed, or `away` holds for all others.
-
-    Touches only rows that say something else now; the rows that changed, at most `limit`.
-    """
-    rows: list[Record] = await connection.fetch(_TELL, now, away, limit)
+async def waiting_kinds(connection: Connection, now: datetime) -> list[Record]:
+    """The (queue, task) of all runs that were not sent, with what their queue says and which workers consume it."""
+    rows: list[Record] = await connection.fetch(_WAITING_KINDS, now - SIGHTING_AGE)
     return rows
+
+
+async def tell_why_waiting(connection: Connection, now: datetime, holds: Sequence[Hold], limit: int) -> list[Record]:
+    """Write the reason of a hold on its runs that are due.
+
+    Touches only rows that say something else now, and none whose cancel says why; the rows that changed, at most
+    `limit`.
+    """
+    columns: list[list[Any]] = [
+        [hold.queue for hold in holds],
+        [hold.task for hold in holds],
+        [hold.reason for hold in holds],
+        [NOT_REGISTERED_MOST if hold.spares_not_registered else _NO_LIMIT for hold in holds],
+    ]
+    rows: list[Record] = await connection.fetch(_TELL, now, *columns, limit)
+    return rows
+
+
+async def tell_consumed(connection: Connection, now: datetime, limit: int) -> list[Record]:
+    """Take `NO_WORKER` back from sent runs whose queue has consumers again; the rows that changed, at most `limit`."""
+    rows: list[Record] = await connection.fetch(_TELL_CONSUMED, now, now - SIGHTING_AGE, NO_WORKER, limit)
+    return rows
+
+
+async def count_waiting(connection: Connection, queue: str, task: str, most: int) -> int:
+    """How many runs of a kind wait to be sent, counted up to `most`."""
+    count: int = await connection.fetchval(
+        """
+        SELECT count(*) FROM (
+            SELECT FROM runs WHERE queue = $1 AND task = $2 AND state = 'PENDING' AND dispatch_time IS NULL LIMIT $3
+        ) AS waiting
+        """,
+        queue,
+        task,
+        most,
+    )
+    return count
 
 
 async def insert_default_queues(connection: Connection, names: Sequence[str], kind: str, *, dead_letter: bool) -> None:
