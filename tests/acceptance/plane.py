@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,23 @@ class Api:
 def witnessed(path: Path) -> list[dict[str, Any]]:
     """What the bodies of `tests.acceptance.bodies` wrote of themselves, in order."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def begun(witness: Path) -> Counter[str]:
+    """How many bodies each run has had so far."""
+    return Counter(line["run"] for line in witnessed(witness) if line["what"] == "begin")
+
+
+def ended(witness: Path) -> set[str]:
+    """The runs of which a body came to its end."""
+    return {line["run"] for line in witnessed(witness) if line["what"] == "end"}
+
+
+def post_run(api: Api, steps: int, step_s: float, witness: Path) -> str:
+    """Ask for a run that takes so many steps; its id."""
+    work = {"count": steps, "step_s": step_s, "witness": str(witness)}
+    made: dict[str, Any] = api.post("/runs", {"task": "test.steps", "queue": "default", "kwargs": work}, 201)
+    return str(made["id"])
 
 
 def overlaps(witness: list[dict[str, Any]]) -> list[str]:

@@ -6,12 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from app.embedded import Valkey
-from tests.acceptance.plane import Api, Plane, overlaps, sleep_until, witnessed
+from tests.acceptance.plane import Plane, begun, ended, overlaps, post_run, sleep_until, witnessed
 from tests.processes import Process, wait_until
 
 pytestmark = pytest.mark.acceptance
@@ -24,23 +23,6 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
     server.start()
     yield server
     server.stop()
-
-
-def begun(witness: Path) -> Counter[str]:
-    """How many bodies each run has had so far."""
-    return Counter(line["run"] for line in witnessed(witness) if line["what"] == "begin")
-
-
-def ended(witness: Path) -> set[str]:
-    """The runs of which a body came to its end."""
-    return {line["run"] for line in witnessed(witness) if line["what"] == "end"}
-
-
-def post_run(api: Api, steps: int, step_s: float, witness: Path) -> str:
-    """Ask for a run that takes so many steps; its id."""
-    work = {"count": steps, "step_s": step_s, "witness": str(witness)}
-    made: dict[str, Any] = api.post("/runs", {"task": "test.steps", "queue": "default", "kwargs": work}, 201)
-    return str(made["id"])
 
 
 def test_runs_end_once_although_valkey_was_killed_for_five_seconds(
