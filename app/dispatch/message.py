@@ -47,9 +47,10 @@ class Message:
         return str(TaskId(self.run_id, self.dispatch))
 
 
-def message_of(run: Mapping[str, Any]) -> Message:
+def message_of(run: Mapping[str, Any], reply_to: str = "") -> Message:
     """The message of a claimed run: a row of `runs` with `exchange` and `routing_key` of its queue.
 
+    `reply_to` names the queue for workers whose results are `rpc://`; where it is empty, they say nothing to anybody.
     Raises whatever Celery and its JSON encoder raise for a value that cannot be sent.
     """
     task_id = TaskId(UUID(int=run["id"].int), run["dispatches"] + 1)
@@ -77,7 +78,7 @@ def message_of(run: Mapping[str, Any]) -> Message:
         content_type=content_type,
         content_encoding=content_encoding,
         headers={**task.headers, HEADER: header(task_id.run_id, run["attempt"])},
-        reply_to=task.properties["reply_to"],
+        reply_to=reply_to,
         priority=run["priority"],
     )
 

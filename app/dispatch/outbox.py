@@ -63,6 +63,8 @@ class Outbox:
         self._database = database
         self._redis = redis
         self._broker = broker
+        on_rabbitmq = settings.broker_url.get_secret_value().startswith("amqp")
+        self._reply_to = settings.reply_queue if on_rabbitmq else ""
         #: Unique even if two processes bear one name: nobody else may mark what this one claimed.
         self.claimer = f"{name}:{secrets.token_hex(4)}"
         self._away: _Away | None = None
@@ -111,7 +113,7 @@ class Outbox:
         sent: list[_Sent] = []
         for run in runs:
             try:
-                message = message_of(run)
+                message = message_of(run, self._reply_to)
                 trouble = too_large(message, run["max_message_kib"])
             except Exception as error:
                 trouble = f"no message can be made of it: {error}".partition("\n")[0][:300]

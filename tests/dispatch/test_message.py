@@ -24,6 +24,7 @@ def test_a_message_is_a_task_of_protocol_2_under_the_id_of_its_dispatch() -> Non
     assert made.headers["retries"] == 2
     assert made.headers["timelimit"] == [2.5, None]
     assert made.headers["ignore_result"] is False
+    assert made.reply_to == "", "nobody reads what a worker would send to a queue of Celery's own choice"
     assert made.headers["eta"] is made.headers["expires"] is None
     assert made.headers[HEADER] == {"version": 1, "run_id": str(made.run_id), "attempt": 3}
     assert json.loads(made.body)[:2] == [[1, "é"], {"y": 2}]
