@@ -6,8 +6,7 @@
     ├── Conflict           409  the state of things forbids it
     │   ├── NameTaken
     │   ├── QueueInUse
-    │   ├── RunEnded
-    │   └── RunStarted
+    │   └── RunEnded
     ├── PreconditionFailed 412  If-Match names another version
     ├── BadRequest         400  cannot be understood
     │   └── CursorMismatch
@@ -92,13 +91,6 @@ class RunEnded(Conflict):
 
     type = "run-ended"
     title = "The run has ended"
-
-
-class RunStarted(Conflict):
-    """A worker that holds no lease of the plane has the run; it cannot be taken away from there."""
-
-    type = "run-started"
-    title = "The run has started"
 
 
 class PreconditionFailed(JobplaneError):

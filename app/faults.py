@@ -30,6 +30,9 @@ POINTS: Final = frozenset(
         "reap.before_take",
         "reap.after_take",
         "reap.after_commit",
+        "cancel.after_take",
+        "cancel.before_commit",
+        "cancel.after_commit",
         "feed.before_send",
         "sweep.before_commit",
     }

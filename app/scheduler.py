@@ -28,6 +28,7 @@ from app.due.tick import Tick
 from app.loop import Loop, end
 from app.progress import queries
 from app.progress.announce import channel_of
+from app.progress.cancel import Canceller
 from app.progress.reap import Reaper
 from app.progress.record import Recorder
 from app.progress.sweep import Sweeper
@@ -70,6 +71,7 @@ class Scheduler:
         topology = Topology(settings, database, redis, asker)
         recorder = Recorder(database, redis, settings, self.name)
         reaper = Reaper(database, redis, settings, asker.backlog)
+        canceller = Canceller(database, redis, settings)
         sweeper = Sweeper(database, settings)
         catalogue = Catalogue(database, redis, url, asker.backlog, self.name)
         await ensure_default_queues(database, settings)
@@ -85,11 +87,12 @@ class Scheduler:
             dispatch,
             Loop("topology", topology.run_once, lambda: POLL_S),
             Loop("record", recorder.run_once, lambda: POLL_S),
+            Loop("cancel", canceller.run_once, lambda: POLL_S),
             Loop("reap", reaper.run_once, lambda: 2.0),
             Loop("sweep", sweeper.run_once, lambda: 60.0),
             Loop("catalogue", catalogue.run_once, lambda: LOOK_AT_WORKERS_S),
         ]
-        woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "topology"}]
+        woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "topology", "cancel"}]
         loops.append(Loop("beat", _beat(database, self.name, loops), lambda: BEAT_S))
         doorbell = asyncio.create_task(_answer_the_door(redis, woken))
         logger.info("scheduler_up", name=self.name)

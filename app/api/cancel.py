@@ -1,95 +1,97 @@
-"""Cancelling a run: the lease first, the row second.
+"""Cancelling a run: the row first, then one try to take it back at once.
 
-A run that dispatch never looked at just ends. Otherwise a worker may have it, also when the broker never confirmed it:
-whoever holds its lease or comes to take it must find `cancelled` there before the row says REVOKED, or a body would go
-on behind an ended run. A stock worker knows no lease; what it has started cannot be taken from it.
+What the row says lasts: where the try does not come to the run's end (Redis is away, a stock worker has it), the
+scheduler goes on until it has.
 """
 
-from datetime import datetime
+import asyncio
+from typing import Final
 from uuid import UUID
+
+from redis.exceptions import RedisError
 
 from app import faults
 from app.api import queries
 from app.api.caller import Caller
 from app.api.plane import Plane
 from app.database import Record, clock
-from app.errors import Conflict, NotFound, RunEnded, RunStarted
-from app.progress import lease, moves
-from app.progress.announce import announce
+from app.errors import NotFound, RunEnded
+from app.progress import cancel_queries, cancelling, withdraw
+from app.progress.announce import announce, ring
+from app.progress.sources import Source
 from app.progress.standing import Move, Standing
 from app.progress.transition import apply
-from app.states import PENDING, RETRY, REVOKED, TERMINAL
-from workers.protocol import CANCELLED, DONE, lease_key
+from app.states import REVOKED
 
-#: A run may go on to its next attempt or Celery retry between our read and our word; then it is read again.
-_TRIES = 5
+#: How long the caller waits for Redis; then the scheduler goes on alone.
+_TRY_S: Final = 1.0
+#: Where the results of a queue that is no more stand.
+_NOWHERE: Final = {"result_db": None, "result_prefix": None}
 
 
-async def cancel_run(plane: Plane, run_id: UUID, caller: Caller) -> tuple[Record, bool]:
-    """End a run as REVOKED. Returns its row, and whether this call did it (False: it was REVOKED already).
+async def cancel_run(
+    plane: Plane, run_id: UUID, caller: Caller, *, terminate: bool, grace_s: float
+) -> tuple[Record, bool]:
+    """Ask for a run's end as REVOKED, and try to end it. Returns its row, and whether it was REVOKED before.
 
-    Raises NotFound, RunEnded (it ended otherwise), RunStarted (a worker without a lease has it), RedisError.
+    Raises NotFound, RunEnded (it ended otherwise).
     """
-    reason = f"cancelled by {caller.name}"
-    for _ in range(_TRIES):
-        async with plane.database.reading() as connection:
-            row = await queries.whole_run(connection, run_id)
-        if row is None:
-            raise NotFound(f"there is no run {run_id}")
-        if row["state"] == REVOKED:
-            return row, False
-        if row["state"] in TERMINAL:
-            raise RunEnded(f"the run {run_id} has ended in {row['state']}")
-        seen = Standing.of(row)
-        if not _untouched(seen):
-            await _take_leases(plane, seen)
-        changed = await _revoke(plane, seen, reason)
-        if changed is not None:
-            return changed, True
-    raise Conflict(f"the run {run_id} changes faster than it can be cancelled; try again")
-
-
-def _untouched(standing: Standing) -> bool:
-    """Whether no message of this run can exist: a claim that was given back has left its reason, and so a version."""
-    return standing.version == 1 and standing.claim_time is None
-
-
-async def _take_leases(plane: Plane, seen: Standing) -> None:
-    """Make sure that no worker starts or goes on with this attempt. RunStarted if that cannot be."""
-    if seen.state not in {PENDING, RETRY} and not seen.leased:
-        raise RunStarted(
-            f"the run {seen.id} was started by {seen.worker or 'a worker'} without a lease of the plane; "
-            "only that worker can end it"
-        )
-    # Between two of Celery's own retries the next one has a key of its own.
-    retries = {seen.retries, seen.retries + 1} if seen.state == RETRY else {seen.retries}
-    stands = [
-        await lease.take(plane.redis, lease_key(seen.id, seen.attempt, number), CANCELLED, held_too=True)
-        for number in sorted(retries)
-    ]
-    if seen.state != RETRY and DONE in stands:
-        raise RunEnded(f"the work of the run {seen.id} is done; its end is about to be recorded")
-
-
-async def _revoke(plane: Plane, seen: Standing, reason: str) -> Record | None:
-    """Write the end if the run still stands where its lease was taken."""
     async with plane.database.transaction() as connection:
         now = await clock(connection)
-        rows = await apply(connection, now, {seen.id: [_if_still(seen, now, reason)]})
+        ask = cancelling.ask(now, caller.name, terminate=terminate, grace_s=grace_s)
+        was_revoked = False
+
+        def move(standing: Standing) -> Standing | None:
+            nonlocal was_revoked
+            was_revoked = standing.state == REVOKED
+            return ask(standing)
+
+        rows = await apply(connection, now, {run_id: [move]})
+        row = rows[0] if rows else await queries.whole_run(connection, run_id)
+        if row is None:
+            raise NotFound(f"there is no run {run_id}")
+        live = row["end_time"] is None
+        source = Source.of(await cancel_queries.results_of(connection, row["queue"]) or _NOWHERE) if live else None
         await faults.at("api.before_commit")
     await faults.at("api.after_commit")
-    await announce(plane.redis, rows)
-    return rows[0] if rows else None
+    if source is not None:
+        row = await _try(plane, row, source)
+    else:
+        await _hint(plane, rows)
+    if row["end_time"] is not None and row["state"] != REVOKED:
+        raise RunEnded(f"the run {run_id} has ended in {row['state']}")
+    return row, was_revoked
 
 
-def _if_still(seen: Standing, now: datetime, reason: str) -> Move:
-    cancel = moves.cancel(now, reason)
+async def _try(plane: Plane, row: Record, source: Source) -> Record:
+    """One try to take a live run back; its row afterwards."""
+    try:
+        async with asyncio.timeout(_TRY_S):
+            taken = await withdraw.take(plane.redis, Standing.of(row), source)
+    except (RedisError, OSError):  # a time-out is an OSError
+        return await _explain(plane, row)
+    changed = await withdraw.write(plane.database, taken)
+    if changed is None:  # a stock worker has it, or somebody else moved it on
+        async with plane.database.reading() as connection:
+            changed = await queries.whole_run(connection, row["id"]) or row
+    await _hint(plane, [changed])
+    return changed
 
-    def move(standing: Standing) -> Standing | None:
-        same_lease = (standing.attempt, standing.retries) == (seen.attempt, seen.retries)
-        if not same_lease or (_untouched(seen) and not _untouched(standing)):
-            return None
-        started_by_stranger = standing.state not in {PENDING, RETRY} and not standing.leased
-        return None if started_by_stranger else cancel(standing)
 
-    return move
+async def _explain(plane: Plane, row: Record) -> Record:
+    """Say that the cancel waits for Redis, so that the answer says it too."""
+    explain: Move = cancelling.explain(cancelling.WAITS_FOR_REDIS)
+    async with plane.database.transaction() as connection:
+        rows = await apply(connection, await clock(connection), {row["id"]: [explain]})
+    return rows[0] if rows else row
+
+
+async def _hint(plane: Plane, rows: list[Record]) -> None:
+    """Tell watchers, and wake the schedulers where something is left to do."""
+    try:
+        async with asyncio.timeout(_TRY_S):
+            await announce(plane.redis, rows)
+            if any(row["cancel_next_time"] is not None for row in rows):
+                await ring(plane.redis)
+    except TimeoutError:
+        pass

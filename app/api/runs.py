@@ -160,9 +160,14 @@ async def retry_run(
     responses={200: {"model": RunOut, "description": "It was REVOKED already"}, **writing(404, 409)},
 )
 async def cancel_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, body: CancelIn | None = None) -> Response:
-    """End a run that has not ended. A worker that is at it notices at its next sign of life."""
-    row, now_revoked = await cancel(plane, run_id, caller)
-    return json_response(run_view(row), 202 if now_revoked else 200, {"ETag": tag(row["version"])})
+    """End a run that has not ended: REVOKED in the answer where that can be at once, else as soon as it can.
+
+    A worker of ours that is at it notices at its next sign of life. `cancel` shows what was asked, `reason` what it
+    waits for.
+    """
+    asked = body or CancelIn()
+    row, was_revoked = await cancel(plane, run_id, caller, terminate=asked.terminate, grace_s=asked.grace_s)
+    return json_response(run_view(row), 200 if was_revoked else 202, {"ETag": tag(row["version"])})
 
 
 def _deadline_again(old: Record, now: datetime) -> datetime | None:

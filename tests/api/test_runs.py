@@ -197,18 +197,62 @@ async def test_cancel_takes_the_lease_first(client: httpx.AsyncClient, queue: st
         assert await world.lease(run["id"]) == "cancelled"
 
 
-async def test_what_cannot_be_cancelled(client: httpx.AsyncClient, queue: str, world: World) -> None:
-    ended, stock, done = await make(client), await make(client), await make(client)
+async def test_a_run_that_ended_otherwise_cannot_be_cancelled(
+    client: httpx.AsyncClient, queue: str, world: World
+) -> None:
+    ended = await make(client)
     await world.ended(ended["id"])
+    before = (await client.get(f"{RUNS}/{ended['id']}")).json()
+    answer = await client.post(f"{RUNS}/{ended['id']}/cancel")
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/run-ended")
+    assert (await client.get(f"{RUNS}/{ended['id']}")).json() == before
+
+
+async def test_what_cannot_be_cancelled_at_once_stays_asked(
+    client: httpx.AsyncClient, queue: str, world: World
+) -> None:
+    stock, done = await make(client), await make(client)
     await world.started(stock["id"], leased=False)
     await world.started(done["id"], leased=True)
     await world.redis.set(lease_key(done["id"], 1, 0), DONE)
-    for run, kind in ((ended, "run-ended"), (stock, "run-started"), (done, "run-ended")):
-        before = (await client.get(f"{RUNS}/{run['id']}")).json()
+    for run in (stock, done):
         answer = await client.post(f"{RUNS}/{run['id']}/cancel")
-        assert (answer.status_code, answer.json()["type"]) == (409, f"/problems/{kind}")
-        assert (await client.get(f"{RUNS}/{run['id']}")).json() == before
-    assert "celery@h" in answer.json()["detail"] or "done" in answer.json()["detail"]
+        assert (answer.status_code, answer.json()["state"]) == (202, "STARTED")
+        assert answer.json()["cancel"].items() >= {"by": "anonymous", "terminate": False, "grace_s": 10}.items()
+        RunOut.model_validate(answer.json())
+        again = await client.post(f"{RUNS}/{run['id']}/cancel")
+        assert (again.status_code, again.json()) == (202, answer.json())
+        more = await client.post(f"{RUNS}/{run['id']}/cancel", json={"terminate": True, "grace_s": 1})
+        asked = {**answer.json()["cancel"], "terminate": True, "grace_s": 1}
+        assert (more.status_code, more.json()["cancel"]) == (202, asked)
+        less = await client.post(f"{RUNS}/{run['id']}/cancel", json={"terminate": False})
+        assert less.json()["cancel"] == asked
+    assert await world.lease(stock["id"]) is None, "a key would look like a lease of the stock worker"
+
+
+async def test_terminate_may_be_added_to_a_run_that_the_cancel_has_ended(
+    client: httpx.AsyncClient, queue: str, world: World
+) -> None:
+    run = await make(client)
+    await world.started(run["id"], leased=True)
+    first = (await client.post(f"{RUNS}/{run['id']}/cancel")).json()
+    assert (first["state"], first["cancel"]["terminate"]) == ("REVOKED", False)
+    answer = await client.post(f"{RUNS}/{run['id']}/cancel", json={"terminate": True})
+    second = answer.json()
+    assert (answer.status_code, second["state"], second["cancel"]["terminate"]) == (200, "REVOKED", True)
+    assert second["version"] > first["version"]
+    assert (await client.post(f"{RUNS}/{run['id']}/cancel", json={"terminate": True})).json() == second
+
+
+@pytest.mark.parametrize("body", [{"grace_s": -1}, {"grace_s": 3601}, {"terminate": "soon"}, {"after_s": 1}])
+async def test_a_cancel_that_cannot_be(
+    body: dict[str, Any], client: httpx.AsyncClient, queue: str, world: World
+) -> None:
+    run = await make(client)
+    answer = await client.post(f"{RUNS}/{run['id']}/cancel", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == f"/{next(iter(body))}"
+    assert (await client.get(f"{RUNS}/{run['id']}")).json()["state"] == "PENDING"
 
 
 async def test_cancels_at_the_same_time_end_the_run_once(client: httpx.AsyncClient, queue: str, world: World) -> None:
@@ -216,6 +260,6 @@ async def test_cancels_at_the_same_time_end_the_run_once(client: httpx.AsyncClie
     await world.dispatched(run["id"])
     answers = await asyncio.gather(*(client.post(f"{RUNS}/{run['id']}/cancel") for _ in range(6)))
     assert {answer.status_code for answer in answers} <= {200, 202}
-    assert {answer.json()["version"] for answer in answers} == {3}
+    assert {answer.json()["state"] for answer in answers} == {"REVOKED"}
     events = (await client.get(f"{RUNS}/{run['id']}/events")).json()["items"]
     assert [event["state"] for event in events] == ["PENDING", "REVOKED"]

@@ -106,10 +106,17 @@ class RunIn(In):
 class CancelIn(In):
     """How to cancel."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"terminate": False}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"terminate": False}, {"terminate": True, "grace_s": 30}]}
+    )
 
-    terminate: Literal[False] = Field(
-        False, description="reserved: a body of our workers ends at its next sign of life, at most 5 s after the cancel"
+    terminate: bool = Field(
+        default=False,
+        description="also end the process of a body that goes on: of a stock worker at once, of ours after `grace_s`. "
+        "May be added to an earlier cancel, also once that has ended the run; workers with threads cannot",
+    )
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=10, description="how long a body of our workers may take to end by itself before its process is ended"
     )
 
 
