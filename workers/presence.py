@@ -3,15 +3,20 @@
 import os
 import threading
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+import celery
 import orjson
 from celery import bootsteps
+from celery.worker import state
 from redis import Redis
 from redis.exceptions import RedisError
 
 from workers.log import log
 from workers.protocol import PRESENCE_S, PRESENCE_TTL_S, PROTOCOL_VERSION, presence_key
+
+#: How often it is said as long as no queue is consumed: at the start, and while the broker is away.
+_FIRST_S: Final = 1.0
 
 
 class Presence:
@@ -21,6 +26,7 @@ class Presence:
         self._worker = worker
         self._key = presence_key(worker.hostname)
         self._start_time = datetime.now(UTC)
+        self._told_queues = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobplane-presence", daemon=True)
         self._redis: Redis = Redis.from_url(worker.app.conf.result_backend, socket_timeout=2, socket_connect_timeout=2)
@@ -50,12 +56,17 @@ class Presence:
             "pool": type(pool).__module__.rpartition(".")[2],
             "concurrency": getattr(pool, "num_processes", 0),  # a pool that is being stopped has none
             "pid": os.getpid(),
+            "software": f"py-celery {celery.__version__}",
+            "active": len(state.active_requests),
+            "reserved": max(len(state.reserved_requests) - len(state.active_requests), 0),
             "start_time": self._start_time.isoformat().replace("+00:00", "Z"),
         }
 
     def run_once(self) -> None:
         """Write the key once. Raises what Redis raises."""
-        self._redis.set(self._key, orjson.dumps(self.describe()), px=int(PRESENCE_TTL_S * 1000))
+        said = self.describe()
+        self._redis.set(self._key, orjson.dumps(said), px=int(PRESENCE_TTL_S * 1000))
+        self._told_queues = bool(said["queues"])
 
     def _run(self) -> None:
         away = False
@@ -69,7 +80,7 @@ class Presence:
                 away = True
             except Exception:
                 log.exception("presence_failed")
-            if self._stop.wait(PRESENCE_S):
+            if self._stop.wait(PRESENCE_S if self._told_queues else _FIRST_S):
                 return
 
 
