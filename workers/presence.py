@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,11 +13,14 @@ from celery.worker import state
 from redis import Redis
 from redis.exceptions import RedisError
 
+from workers.contracts import contracts_of
 from workers.log import log
-from workers.protocol import PRESENCE_S, PRESENCE_TTL_S, PROTOCOL_VERSION, presence_key
+from workers.protocol import CONTRACTS_PREFIX, PRESENCE_S, PRESENCE_TTL_S, PROTOCOL_VERSION, presence_key
 
 #: How often it is said as long as no queue is consumed: at the start, and while the broker is away.
 _FIRST_S: Final = 1.0
+#: How long the contracts of a worker that is gone are kept.
+CONTRACTS_TTL_S: Final = 24 * 3600
 
 
 class Presence:
@@ -27,6 +31,9 @@ class Presence:
         self._key = presence_key(worker.hostname)
         self._start_time = datetime.now(UTC)
         self._told_queues = False
+        #: The tasks whose contracts these are.
+        self._contracted: Set[str] = frozenset()
+        self._digest, self._contracts = contracts_of(())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobplane-presence", daemon=True)
         self._redis: Redis = Redis.from_url(worker.app.conf.result_backend, socket_timeout=2, socket_connect_timeout=2)
@@ -64,9 +71,20 @@ class Presence:
 
     def run_once(self) -> None:
         """Write the key once. Raises what Redis raises."""
-        said = self.describe()
+        said = {**self.describe(), "contracts": self._say_contracts()}
         self._redis.set(self._key, orjson.dumps(said), px=int(PRESENCE_TTL_S * 1000))
         self._told_queues = bool(said["queues"])
+
+    def _say_contracts(self) -> str:
+        """Write the contracts of our tasks, unless they are there, and name them."""
+        tasks = {name: task for name, task in list(self._worker.app.tasks.items()) if not name.startswith("celery.")}
+        if tasks.keys() != self._contracted:
+            self._digest, self._contracts = contracts_of(tasks.values())
+            self._contracted = tasks.keys()
+        key = f"{CONTRACTS_PREFIX}{self._digest}"
+        if not self._redis.expire(key, CONTRACTS_TTL_S):
+            self._redis.set(key, self._contracts, ex=CONTRACTS_TTL_S)
+        return self._digest
 
     def _run(self) -> None:
         away = False
