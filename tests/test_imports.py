@@ -59,6 +59,7 @@ ONLY_IN = {
     "kombu": {"app.dispatch", "app.progress", "workers"},
     "aio_pika": {"app.dispatch", "app.progress"},
     "cronsim": {"app.schedule.triggers"},
+    "jsonschema": {"app.catalogue"},
     "typer": {"app.cli"},
 }
 
