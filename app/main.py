@@ -83,13 +83,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(database.close)
         redis = _redis(settings)
         stack.push_async_callback(redis.aclose)
-        probes = health.Probes(broker.connect(settings.broker_url.get_secret_value(), timeout_s=1))
-        stack.push_async_callback(probes.close)
+        asked = broker.connect(settings.broker_url.get_secret_value(), timeout_s=1)
+        stack.push_async_callback(asked.close)
         hub = Hub(database, redis, settings)
         stack.push_async_callback(hub.stop)
         await hub.start()
-        app.state.probes = probes
-        app.state.plane = Plane(settings, database, redis, hub)
+        app.state.probes = health.Probes(asked)
+        app.state.plane = Plane(settings, database, redis, hub, asked)
         yield
 
 

@@ -53,9 +53,6 @@ class Probes:
         findings = await asyncio.gather(*(_bounded(checks[part](plane)) for part in parts))
         return dict(zip(parts, findings, strict=True))
 
-    async def close(self) -> None:
-        await self._broker.close()
-
     async def _broker_of(self, _: Plane) -> Finding:
         async with self._looking:
             if time.monotonic() >= self._broker_until:

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from starlette.requests import HTTPConnection
 
 from app.database import Database
+from app.dispatch.broker import Broker
 from app.feed.hub import Hub
 from app.settings import Settings
 
@@ -20,6 +21,8 @@ class Plane:
     database: Database
     redis: Redis
     hub: Hub
+    #: Asked now and then, bounded to a second; nothing is published here.
+    broker: Broker
 
 
 def plane_of(connection: HTTPConnection) -> Plane:

@@ -2,33 +2,36 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ValidationError
 
 from app.api import pages
+from app.api.backlogs import backlog_of
 from app.api.bodies import MERGE_PATCH, JsonRoute, merge
-from app.api.caller import CallerOf
+from app.api.caller import Caller, CallerOf
 from app.api.conditions import IfMatchOf
 from app.api.documents import body_of, problems, writing
 from app.api.idempotency import KeyOf
 from app.api.jobs import read_patch
-from app.api.plane import PlaneOf
+from app.api.plane import Plane, PlaneOf
 from app.api.problems import field_errors
-from app.api.schemas.fields import Word
+from app.api.schemas.fields import NothingIn, Word
 from app.api.schemas.queues import QueueIn, QueueOut, QueuePage
 from app.api.views import queue_view
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record
 from app.errors import FieldError, Invalid, NameTaken, NotFound, QueueInUse
 from app.schedule import queries
+from app.schedule.routes import Binding, check_route
 
 router = APIRouter(prefix="/queues", tags=["queues"], route_class=JsonRoute)
 
 #: What may change of a queue; the rest is what a broker cannot change, and what messages on their way rest on.
-_MUTABLE = frozenset({"description", "paused", "shared_with"})
+_MUTABLE: Final = frozenset({"description", "paused", "shared_with", "max_message_kib", "result_db", "result_prefix"})
 
+_CHANGEABLE: Final = ", ".join(f"`{name}`" for name in sorted(_MUTABLE)) + ", of an adopted queue `consumer_timeout_s`"
 
 NameInPath = Annotated[Word, Path()]
 
@@ -57,8 +60,16 @@ async def list_queues(plane: PlaneOf, query: Annotated[QueueQuery, Query()]) -> 
 async def create_queue(plane: PlaneOf, caller: CallerOf, body: QueueIn, key: KeyOf) -> Response:
     """A queue is known to the plane from now on; `declare_time` tells when it was found or made on the broker."""
 
+    settings = plane.settings
+    if body.name in {settings.dead_letter_queue, settings.reply_queue}:
+        raise Invalid.field("/name", "is a queue of the plane itself")
+    columns = body.columns()
+
     async def effect(connection: Connection, now: datetime) -> Done:
-        row = await queries.insert_queue(connection, now, body.columns(), caller.name)
+        await queries.lock_exchange(connection, columns["exchange"])
+        known = await queries.queues_of_exchange(connection, columns["exchange"])
+        check_route(Binding.of(columns), map(Binding.of, known))
+        row = await queries.insert_queue(connection, now, columns, caller.name)
         if row is None:
             raise NameTaken(f"there is a queue {body.name!r} already")
         return _done(row, status=201)
@@ -68,10 +79,10 @@ async def create_queue(plane: PlaneOf, caller: CallerOf, body: QueueIn, key: Key
 
 @router.get("/{name}", response_model=QueueOut, responses=problems(404))
 async def get_queue(plane: PlaneOf, name: NameInPath) -> Response:
-    """A queue. Its ETag names the definition, for If-Match: being declared does not change it."""
+    """A queue and what waits for it. Its ETag names the definition, for If-Match: being declared does not change it."""
     async with plane.database.reading() as connection:
         row = _there(await queries.queue_by_name(connection, name), name)
-    return json_response(queue_view(row), headers={"ETag": tag(row["version"])})
+    return json_response(queue_view(row, await backlog_of(plane, name)), headers={"ETag": tag(row["version"])})
 
 
 @router.patch(
@@ -82,7 +93,7 @@ async def get_queue(plane: PlaneOf, name: NameInPath) -> Response:
         {
             "type": "object",
             "title": "QueuePatch",
-            "description": "`description`, `paused`, `shared_with`; null means the default.",
+            "description": f"{_CHANGEABLE}; null means the default.",
         },
         MERGE_PATCH,
         "application/json",
@@ -92,20 +103,43 @@ async def get_queue(plane: PlaneOf, name: NameInPath) -> Response:
 async def patch_queue(
     plane: PlaneOf, caller: CallerOf, name: NameInPath, request: Request, if_match: IfMatchOf
 ) -> Response:
-    """A merge patch (RFC 7396) of what may change: `description`, `paused` and `shared_with`."""
+    """A merge patch (RFC 7396) of what may change; the arguments of a queue cannot, once it is on the broker."""
     patch = await read_patch(request)
 
     async def effect(connection: Connection, now: datetime) -> Done:
         row = _there(await queries.lock_queue(connection, name), name)
         if_match.check(row["version"])
-        columns = _patched(row, patch)
+        mutable = _mutable(plane, row)
+        columns = _patched(row, patch, mutable)
         if all(columns[field] == row[field] for field in columns):
             return _done(row)
         strangers = await queries.jobs_of_strangers(connection, name, [row["namespace"], *columns["shared_with"]])
         if strangers:
             raise QueueInUse(f"jobs of the namespace {', '.join(strangers)} name the queue {name!r}")
-        changed = {field: columns[field] for field in sorted(_MUTABLE)}
-        return _done(await queries.change_queue(connection, now, name, caller.name, **changed))
+        changed = {field: columns[field] for field in sorted(mutable)}
+        return _done(await queries.change_queue(connection, now, name, caller.name, changed))
+
+    return await write(plane, effect)
+
+
+@router.post("/{name}/pause", response_model=QueueOut, responses=writing(404))
+async def pause_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body: NothingIn | None = None) -> Response:
+    """Runs for the queue wait, with the reason. One that is paused already stays as it is."""
+    return await _set_paused(plane, caller, name, paused=True)
+
+
+@router.post("/{name}/resume", response_model=QueueOut, responses=writing(404))
+async def resume_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body: NothingIn | None = None) -> Response:
+    """Runs for the queue go out again, oldest first."""
+    return await _set_paused(plane, caller, name, paused=False)
+
+
+async def _set_paused(plane: Plane, caller: Caller, name: str, *, paused: bool) -> Response:
+    async def effect(connection: Connection, now: datetime) -> Done:
+        row = _there(await queries.lock_queue(connection, name), name)
+        if row["paused"] == paused:
+            return _done(row)
+        return _done(await queries.change_queue(connection, now, name, caller.name, {"paused": paused}))
 
     return await write(plane, effect)
 
@@ -130,7 +164,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number}{' or more' if number == 1000 else ''} {noun}{'' if number == 1 else 's'}"
 
 
-def _patched(row: Record, patch: dict[str, Any]) -> dict[str, Any]:
+def _mutable(plane: Plane, row: Record) -> frozenset[str]:
+    """What may change of this queue: of one that is no work of ours, also what its broker is known to do there."""
+    ours = plane.settings.on_rabbitmq and not row["adopted"]
+    return _MUTABLE if ours else _MUTABLE | {"consumer_timeout_s"}
+
+
+def _patched(row: Record, patch: dict[str, Any], mutable: frozenset[str]) -> dict[str, Any]:
     """The columns of the queue with the patch applied. Invalid for what cannot be or cannot change."""
     body = merge({name: row[name] for name in QueueIn.model_fields}, patch)
     try:
@@ -138,7 +178,7 @@ def _patched(row: Record, patch: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         located: list[Mapping[str, Any]] = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise Invalid(*field_errors(located, body)) from None
-    fixed = [name for name in columns if name not in _MUTABLE and name in patch and patch[name] != row[name]]
+    fixed = [name for name in columns if name not in mutable and name in patch and columns[name] != row[name]]
     if fixed:
         why = "cannot change once the queue exists; delete the queue and create it anew"
         raise Invalid(*(FieldError(f"/{name}", why) for name in fixed))

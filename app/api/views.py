@@ -64,6 +64,6 @@ def _ordered(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
     return {name: value[name] for name in names if name in value}
 
 
-def queue_view(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A queue out of its row."""
-    return {name: row[name] for name in _QUEUE}
+def queue_view(row: Mapping[str, Any], backlog: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A queue out of its row, with what waits for it where that was looked at."""
+    return {**{name: row[name] for name in _QUEUE}, "backlog": backlog}

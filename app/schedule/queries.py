@@ -213,6 +213,19 @@ async def queues_page(
     return await rows(connection, statement)
 
 
+async def lock_exchange(connection: Connection, exchange: str) -> None:
+    """Let nobody else add a queue to this exchange until the transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('jobplane exchange'), hashtext($1))", exchange)
+
+
+async def queues_of_exchange(connection: Connection, exchange: str) -> list[Record]:
+    """The routes that an exchange has, in the order of the queues' names."""
+    found: list[Record] = await connection.fetch(
+        "SELECT name, exchange, exchange_type, routing_key FROM queues WHERE exchange = $1 ORDER BY name", exchange
+    )
+    return found
+
+
 async def insert_queue(connection: Connection, now: datetime, columns: Mapping[str, Any], author: str) -> Record | None:
     """A queue, version 1, not yet looked for on the broker; None if the name is taken."""
     names = list(columns)
@@ -229,23 +242,21 @@ async def insert_queue(connection: Connection, now: datetime, columns: Mapping[s
 
 
 async def change_queue(
-    connection: Connection, now: datetime, name: str, author: str, *, description: str, paused: bool, shared_with: Any
+    connection: Connection, now: datetime, name: str, author: str, changes: Mapping[str, Any]
 ) -> Record:
-    """What may change of a queue once it exists, as its next version."""
+    """A queue with these columns changed, as its next version."""
+    sets = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, 4))
     return cast(
         Record,
         await connection.fetchrow(
-            """
-            UPDATE queues SET description = $4, paused = $5, shared_with = $6, author = $3, update_time = $2,
-                version = version + 1
+            f"""
+            UPDATE queues SET {sets}, author = $3, update_time = $2, version = version + 1
             WHERE name = $1 RETURNING *
-            """,
+            """,  # noqa: S608  (names of our own columns)
             name,
             now,
             author,
-            description,
-            paused,
-            shared_with,
+            *changes.values(),
         ),
     )
 
@@ -261,6 +272,38 @@ async def jobs_of_strangers(connection: Connection, name: str, allowed: Sequence
         allowed,
     )
     return [row["namespace"] for row in found]
+
+
+async def queue_waiting(connection: Connection, name: str) -> tuple[int, Record | None]:
+    """How many runs of this queue no worker has begun, counted up to 100,000, and the oldest of them in short."""
+    waiting = await connection.fetchval(
+        """
+        SELECT count(*) FROM (
+            SELECT FROM runs WHERE queue = $1 AND state = 'PENDING' AND end_time IS NULL LIMIT 100000
+        ) AS waiting
+        """,
+        name,
+    )
+    oldest = await connection.fetchrow(
+        """
+        SELECT id, create_time, reason FROM runs
+        WHERE queue = $1 AND state = 'PENDING' AND end_time IS NULL ORDER BY id LIMIT 1
+        """,
+        name,
+    )
+    return waiting, oldest
+
+
+async def live_consumers(connection: Connection, name: str) -> int:
+    """How many known workers consume this queue now."""
+    consumers: int = await connection.fetchval(
+        """
+        SELECT count(*) FROM workers
+        WHERE $1 = ANY (queues) AND seen_time > clock_timestamp() - interval '30 seconds'
+        """,
+        name,
+    )
+    return consumers
 
 
 async def queue_users(connection: Connection, name: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The API on real servers, spoken to as ASGI: no port, no server process, its lifespan run by hand."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -21,6 +22,25 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://plane") as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def client_of(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an API process with these settings."""
+    made = create_app(settings)
+    transport = httpx.ASGITransport(made)
+    async with (
+        made.router.lifespan_context(made),
+        httpx.AsyncClient(transport=transport, base_url="http://p") as opened,
+    ):
+        yield opened
+
+
+@pytest.fixture
+async def amqp_client(amqp_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with RabbitMQ as the broker."""
+    async with client_of(amqp_settings) as opened:
         yield opened
 
 

@@ -1,9 +1,17 @@
 """Queues over REST."""
 
+import asyncio
+
+import aio_pika
 import httpx
+import pytest
 
 from app.api.schemas.queues import QueueOut
-from tests.api.conftest import a_job
+from app.database import Database
+from app.embedded import free_port
+from app.settings import Settings
+from tests.api.conftest import a_job, client_of
+from tests.dispatch.parts import amqp_channel
 
 QUEUES = "/api/v1/queues"
 
@@ -15,7 +23,11 @@ async def test_a_queue_is_made_read_and_deleted(client: httpx.AsyncClient) -> No
     QueueOut.model_validate(queue)
     assert (queue["namespace"], queue["exchange"], queue["exchange_type"]) == ("default", "mail", "direct")
     assert (queue["routing_key"], queue["type"], queue["declare_time"]) == ("mail", "classic", None)
-    assert (await client.get(f"{QUEUES}/mail")).json() == queue
+    read = (await client.get(f"{QUEUES}/mail")).json()
+    QueueOut.model_validate(read)
+    nothing = {"ready": 0, "consumers": 0, "waiting_runs": 0, "oldest_run": None, "problem": None}
+    assert read == {**queue, "backlog": nothing}
+    assert (await client.get(QUEUES)).json()["items"] == [queue]
     again = await client.post(QUEUES, json={"name": "mail", "namespace": "team-b"})
     assert (again.status_code, again.json()["type"]) == (409, "/problems/name-taken")
     assert (await client.delete(f"{QUEUES}/mail")).status_code == 204
@@ -34,7 +46,21 @@ async def test_what_may_change(client: httpx.AsyncClient) -> None:
     assert (await client.patch(url, json={"paused": None})).json()["paused"] is False
     stale = await client.patch(url, json={"paused": True}, headers={"If-Match": '"1"'})
     assert stale.status_code == 412
-    for name, value in (("exchange", "x"), ("type", "classic"), ("exchange_type", "topic"), ("name", "x")):
+    more = {"max_message_kib": 64, "result_db": 3, "result_prefix": "team_", "description": "letters"}
+    answer = (await client.patch(url, json=more)).json()
+    assert ({name: answer[name] for name in more}, answer["version"]) == (more, 4)
+    back = (await client.patch(url, json=dict.fromkeys(more))).json()
+    assert [back[name] for name in more] == [None, None, "", ""]
+    fixed = {
+        "exchange": "x",
+        "type": "classic",
+        "exchange_type": "topic",
+        "name": "x",
+        "delivery_limit": 5,
+        "dead_letter": True,
+        "routing_key": "x",
+    }
+    for name, value in fixed.items():
         change = {name: value}
         answer = await client.patch(url, json=change)
         assert answer.status_code == 422, answer.text
@@ -48,7 +74,24 @@ async def test_bad_queues(client: httpx.AsyncClient) -> None:
         ({"name": "amq.mine"}, "/name"),
         ({"name": "a b"}, "/name"),
         ({"name": "a", "exchange": "amq.direct"}, "/exchange"),
-        ({"name": "a", "exchange": ""}, "/exchange"),
+        ({"name": "a", "exchange": "a*"}, "/exchange"),
+        ({"name": "a", "exchange": "a" * 128}, "/exchange"),
+        ({"name": "a", "exchange": "", "routing_key": "b"}, "/routing_key"),
+        ({"name": "a", "exchange": "", "exchange_type": "fanout"}, "/exchange_type"),
+        ({"name": "a", "exchange_type": "topic", "routing_key": "a.*"}, "/routing_key"),
+        ({"name": "a", "exchange_type": "topic", "routing_key": "#"}, "/routing_key"),
+        ({"name": "jobplane.dead"}, "/name"),
+        ({"name": "jobplane.replies"}, "/name"),
+        ({"name": "a", "delivery_limit": 5}, "/delivery_limit"),
+        ({"name": "a", "type": "quorum", "delivery_limit": 0}, "/delivery_limit"),
+        ({"name": "a", "dead_letter": "yes"}, "/dead_letter"),
+        ({"name": "a", "max_message_kib": 0}, "/max_message_kib"),
+        ({"name": "a", "max_message_kib": 10**9}, "/max_message_kib"),
+        ({"name": "a", "consumer_timeout_s": 59}, "/consumer_timeout_s"),
+        ({"name": "a", "result_db": -1}, "/result_db"),
+        ({"name": "a", "result_db": 40000}, "/result_db"),
+        ({"name": "a", "result_prefix": None}, "/result_prefix"),
+        ({"name": "a", "result_prefix": "x\n"}, "/result_prefix"),
         ({"name": "a", "routing_key": "x" * 256}, "/routing_key"),
         ({"name": "a", "exchange_type": "headers"}, "/exchange_type"),
         ({"name": "a", "type": "stream"}, "/type"),
@@ -89,3 +132,144 @@ async def test_filters(client: httpx.AsyncClient) -> None:
         return [queue["name"] for queue in (await client.get(f"{QUEUES}?{query}")).json()["items"]]
 
     assert (await names(""), await names("namespace=team-a"), await names("paused=true")) == (["a", "b"], ["a"], ["b"])
+
+
+async def test_the_default_exchange_is_one_that_always_works(client: httpx.AsyncClient) -> None:
+    for name in ("a", "b"):
+        queue = (await client.post(QUEUES, json={"name": name, "exchange": ""})).json()
+        assert (queue["exchange"], queue["exchange_type"], queue["routing_key"]) == ("", "direct", name)
+    answer = await client.patch(f"{QUEUES}/a", json={"description": "x", "exchange": ""})
+    assert answer.status_code == 200, answer.text
+    assert (await client.patch(f"{QUEUES}/a", json={"exchange": None})).status_code == 422
+
+
+async def test_a_route_reaches_one_queue(client: httpx.AsyncClient) -> None:
+    async def refused(name: str, **queue: str) -> tuple[str, str]:
+        answer = await client.post(QUEUES, json={"name": name, **queue})
+        assert answer.status_code == 422, answer.text
+        (error,) = answer.json()["errors"]
+        return error["pointer"], error["detail"]
+
+    async def made(name: str, **queue: str) -> None:
+        answer = await client.post(QUEUES, json={"name": name, **queue})
+        assert answer.status_code == 201, answer.text
+
+    await made("mail")
+    pointer, detail = await refused("letters", exchange="mail", routing_key="mail")
+    assert (pointer, detail) == (
+        "/routing_key",
+        "a route must reach one queue, and this one of 'mail' also meets the queue 'mail'",
+    )
+    await made("letters", exchange="mail")
+    assert (await refused("x", exchange="mail", exchange_type="topic"))[0] == "/exchange_type"
+    await made("shop.a", exchange="shop", exchange_type="topic")
+    await made("shop.b", exchange="shop", exchange_type="topic")
+    await made("news", exchange="news", exchange_type="fanout")
+    pointer, detail = await refused("more", exchange="news", exchange_type="fanout")
+    assert (pointer, "'news'" in detail) == ("/exchange", True)
+
+
+async def test_of_two_that_want_one_route_at_once_one_gets_it(client: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(
+        *(client.post(QUEUES, json={"name": f"q{n}", "exchange": "shop", "routing_key": "same"}) for n in range(8))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201] + [422] * 7
+
+
+async def test_pause_and_resume(client: httpx.AsyncClient) -> None:
+    await client.post(QUEUES, json={"name": "mail"})
+    url = f"{QUEUES}/mail"
+    for action, paused, version in (("pause", True, 2), ("pause", True, 2), ("resume", False, 3), ("resume", False, 3)):
+        answer = await client.post(f"{url}/{action}")
+        assert (answer.status_code, answer.json()["paused"], answer.json()["version"]) == (200, paused, version)
+        assert answer.headers["etag"] == f'"{version}"'
+    assert (await client.post(f"{url}/pause", json={"reason": "x"})).status_code == 422
+    assert (await client.post(f"{QUEUES}/none/pause")).status_code == 404
+
+
+async def test_what_a_queue_allows_is_checked_when_work_is_saved(client: httpx.AsyncClient) -> None:
+    await client.post(QUEUES, json={"name": "strict", "consumer_timeout_s": 600, "max_message_kib": 1})
+    job = (await client.post("/api/v1/jobs", json=a_job(queue="strict", time_limit_s=599.5))).json()
+    for change, pointer in [
+        ({"time_limit_s": 600}, "/time_limit_s"),
+        ({"args": ["x" * 1024]}, "/args"),
+        ({"kwargs": {"text": "x" * 1024}}, "/kwargs"),
+    ]:
+        for answer in (
+            await client.patch(f"/api/v1/jobs/{job['id']}", json=change),
+            await client.post("/api/v1/jobs", json=a_job(**{"queue": "strict", "name": "other", **change})),
+            await client.post("/api/v1/runs", json={"task": "x", "queue": "strict", **change}),
+        ):
+            assert answer.status_code == 422, answer.text
+            assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    trigger = await client.post(f"/api/v1/jobs/{job['id']}/trigger", json={"args": ["x" * 1024]})
+    assert trigger.json()["errors"][0]["pointer"] == "/args"
+
+
+async def test_priorities_are_for_classic_queues_and_for_redis(
+    client: httpx.AsyncClient, amqp_client: httpx.AsyncClient
+) -> None:
+    for made in (client, amqp_client):
+        await made.post(QUEUES, json={"name": "q", "type": "quorum"})
+        await made.post(QUEUES, json={"name": "c"})
+    run = {"task": "x", "queue": "q", "priority": 3}
+    assert (await client.post("/api/v1/runs", json=run)).status_code == 201
+    refused = await amqp_client.post("/api/v1/runs", json=run)
+    assert refused.json()["errors"][0]["pointer"] == "/priority"
+    refused = await amqp_client.post("/api/v1/jobs", json=a_job(queue="q", priority=0))
+    assert refused.json()["errors"][0]["pointer"] == "/priority"
+    assert (await amqp_client.post("/api/v1/runs", json={**run, "queue": "c"})).status_code == 201
+
+
+async def test_what_the_broker_does_to_an_adopted_queue_may_be_told_later(
+    amqp_client: httpx.AsyncClient, database: Database
+) -> None:
+    await amqp_client.post(QUEUES, json={"name": "q", "consumer_timeout_s": 60})
+    change = {"consumer_timeout_s": 3600}
+    refused = await amqp_client.patch(f"{QUEUES}/q", json=change)
+    assert refused.json()["errors"][0]["pointer"] == "/consumer_timeout_s"
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE queues SET adopted = true")
+    answer = await amqp_client.patch(f"{QUEUES}/q", json=change)
+    assert (answer.status_code, answer.json()["consumer_timeout_s"]) == (200, 3600)
+
+
+async def test_the_backlog_names_what_waits(client: httpx.AsyncClient, queue: str, database: Database) -> None:
+    runs = [(await client.post("/api/v1/runs", json={"task": "x"})).json() for _ in range(3)]
+    await client.post(f"/api/v1/runs/{runs[0]['id']}/cancel")
+    async with database.transaction() as connection:
+        await connection.execute(
+            """
+            INSERT INTO workers (node, queues, tasks, first_seen_time, seen_time) VALUES
+                ('a', '{default,mail}', '{}', now(), now()), ('b', '{mail}', '{}', now(), now()),
+                ('gone', '{default}', '{}', now(), now() - interval '31 seconds')
+            """
+        )
+    backlog = (await client.get(f"{QUEUES}/{queue}")).json()["backlog"]
+    assert (backlog["ready"], backlog["consumers"], backlog["waiting_runs"]) == (0, 1, 2)
+    assert backlog["oldest_run"] == {"id": runs[1]["id"], "create_time": runs[1]["create_time"], "reason": None}
+
+
+async def test_the_backlog_on_rabbitmq_is_the_brokers_word(amqp_client: httpx.AsyncClient, amqp_url: str) -> None:
+    await amqp_client.post(QUEUES, json={"name": "q"})
+    backlog = (await amqp_client.get(f"{QUEUES}/q")).json()["backlog"]
+    assert (backlog["ready"], backlog["consumers"]) == (None, None)
+    assert "no queue 'q'" in backlog["problem"]
+    async with amqp_channel(amqp_url) as channel:
+        await channel.declare_queue("q", durable=True)
+        for _ in range(2):
+            await channel.default_exchange.publish(aio_pika.Message(b"{}"), "q")
+        await (await channel.get_queue("q", ensure=False)).get(no_ack=True, timeout=5)
+        backlog = (await amqp_client.get(f"{QUEUES}/q")).json()["backlog"]
+    assert (backlog["ready"], backlog["consumers"], backlog["problem"]) == (1, 0, None)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+async def test_a_broker_that_is_away_is_told_in_the_backlog(settings: Settings, scheme: str) -> None:
+    away = Settings.load(**{**dict(settings), "broker_url": f"{scheme}://127.0.0.1:{free_port()}"})
+    async with client_of(away) as made:
+        await made.post(QUEUES, json={"name": "q"})
+        answer = await made.get(f"{QUEUES}/q")
+    assert answer.status_code == 200
+    assert answer.json()["backlog"]["ready"] is None
+    assert answer.json()["backlog"]["problem"].startswith("the broker is away: ")

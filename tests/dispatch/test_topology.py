@@ -9,10 +9,11 @@ import kombu
 import pytest
 
 from app.dispatch import topology
-from app.dispatch.broker import CONFIRMED, BrokerAway
+from app.dispatch.broker import CONFIRMED, UNROUTABLE, BrokerAway
 from app.settings import Settings
 from tests.dispatch.parts import Rig, amqp_channel, message, taken
 from tests.processes import eventually
+from tests.schedule.test_routes import TOPICS
 
 DEAD = "jobplane.dead"
 DEAD_LETTER = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": DEAD}
@@ -113,6 +114,18 @@ async def test_an_exchange_may_serve_several_queues_by_routing_key(amqp_rig: Rig
     sent = [message(name, exchange="shop", routing_key=f"shop.{name}") for name in ("a", "b", "a")]
     assert await amqp_rig.broker().publish(sent) == [CONFIRMED] * 3
     assert await taken(amqp_rig.url, "a") == [sent[0].task_id, sent[2].task_id]
+
+
+async def test_topics_are_what_rabbitmq_makes_of_them(amqp_rig: Rig) -> None:
+    numbers = {pattern: n for n, pattern in enumerate(sorted({pattern for pattern, _, _ in TOPICS}))}
+    async with amqp_channel(amqp_rig.url) as channel:
+        for pattern, n in numbers.items():
+            exchange = await channel.declare_exchange(f"e{numbers[pattern]}", "topic")
+            queue = await channel.declare_queue(f"q{n}", durable=True)
+            await queue.bind(exchange, pattern)
+    sent = [message("q", exchange=f"e{numbers[pattern]}", routing_key=key) for pattern, key, _ in TOPICS]
+    outcomes = await amqp_rig.broker().publish(sent)
+    assert outcomes == [CONFIRMED if matches else UNROUTABLE for _, _, matches in TOPICS]
 
 
 async def test_a_queue_that_exists_is_adopted_as_it_is_and_its_service_still_starts(amqp_rig: Rig) -> None:
