@@ -28,12 +28,12 @@ async def take_due(connection: Connection, now: datetime, until: datetime, limit
         SELECT taken.*, queues.result_db, coalesce(queues.result_prefix, '') AS result_prefix, workers.pool
         FROM taken
         LEFT JOIN queues ON queues.name = taken.queue
-        LEFT JOIN workers ON workers.node = taken.worker AND workers.seen_time > $1 - make_interval(secs => $4)
+        LEFT JOIN workers ON workers.node = taken.worker AND workers.seen_time > $4
         """,
         now,
         until,
         limit,
-        _LIVES.total_seconds(),
+        now - _LIVES,
     )
     return rows
 
@@ -74,12 +74,11 @@ async def audiences(connection: Connection, now: datetime, queues: Sequence[str]
         FROM unnest($2::text[]) AS names (name)
         LEFT JOIN queue_sightings AS seen ON seen.queue = names.name
         LEFT JOIN workers
-            ON names.name = ANY (workers.queues) AND workers.seen_time > $1 - make_interval(secs => $3)
+            ON names.name = ANY (workers.queues) AND workers.seen_time > $1
         GROUP BY names.name, seen.ready, seen.look_time, seen.consumers
         """,
-        now,
+        now - _LIVES,
         list(set(queues)),
-        _LIVES.total_seconds(),
     )
     return {row["name"]: Audience(row["ready"], row["look_time"], row["only_ours"]) for row in rows}
 

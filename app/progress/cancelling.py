@@ -107,7 +107,7 @@ def explain(what: str) -> Move:
 
 def untouched(standing: Standing) -> bool:
     """Whether no message of this run can exist: a claim that was given back has left its reason, and so a version."""
-    return standing.version == 1 and standing.claim_time is None
+    return standing.version == 1 and standing.dispatches == 0 and standing.claim_time is None
 
 
 def started_by_stranger(standing: Standing) -> bool:
