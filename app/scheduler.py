@@ -31,6 +31,7 @@ from app.progress.announce import channel_of
 from app.progress.cancel import Canceller
 from app.progress.reap import Reaper
 from app.progress.record import Recorder
+from app.progress.replies import Replies
 from app.progress.sweep import Sweeper
 from app.settings import Settings
 from workers.protocol import DOORBELL_CHANNEL
@@ -70,6 +71,7 @@ class Scheduler:
         outbox = Outbox(settings, database, redis, publisher, self.name)
         topology = Topology(settings, database, redis, asker)
         recorder = Recorder(database, redis, settings, self.name)
+        replies = Replies(database, redis, settings, self.name) if url.startswith("amqp") else None
         reaper = Reaper(database, redis, settings, asker.backlog)
         canceller = Canceller(database, redis, settings)
         sweeper = Sweeper(database, settings)
@@ -92,6 +94,8 @@ class Scheduler:
             Loop("sweep", sweeper.run_once, lambda: 60.0),
             Loop("catalogue", catalogue.run_once, lambda: LOOK_AT_WORKERS_S),
         ]
+        if replies is not None:
+            loops.append(Loop("replies", replies.run_once, lambda: POLL_S))
         woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "topology", "cancel"}]
         loops.append(Loop("beat", _beat(database, self.name, loops), lambda: BEAT_S))
         doorbell = asyncio.create_task(_answer_the_door(redis, woken))
@@ -101,6 +105,8 @@ class Scheduler:
         finally:
             await end(doorbell)
             await recorder.close()
+            if replies is not None:
+                await replies.close()
             await catalogue.close()
             for closing in (publisher.close(), asker.close(), _say_goodbye(database, self.name), redis.aclose()):
                 await closing

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from app.database import Connection, Record
+from app.progress.standing import Standing
 from app.states import FAILURE, PENDING, RETRY
 
 
@@ -57,6 +58,12 @@ async def odd_results(connection: Connection) -> list[Record]:
         "SELECT name, result_db, result_prefix FROM queues WHERE result_db IS NOT NULL OR result_prefix <> ''"
     )
     return rows
+
+
+async def standings(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    """Where these runs stand, those that there are; not locked."""
+    rows = await connection.fetch("SELECT * FROM runs WHERE id = ANY($1)", list(ids))
+    return {row["id"]: Standing.of(row) for row in rows}
 
 
 async def existing(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:

@@ -39,7 +39,8 @@ _PREFIX: Final = RESULT_KEY_PREFIX.encode()
 #: `celery-task-meta-`, a UUID, a dot, up to nine digits.
 _NAME_LENGTHS: Final = range(len(_PREFIX) + 38, len(_PREFIX) + 47)
 
-_STATUS = re.compile(rb'\s*\{\s*"status"\s*:\s*"([A-Z][A-Z0-9_]{0,39})"')
+#: Through `rpc://` the versions before 5.5 name the task first.
+_STATUS = re.compile(rb'\s*\{\s*(?:"task_id"\s*:\s*"[^"\\]{0,60}"\s*,\s*)?"status"\s*:\s*"([A-Z][A-Z0-9_]{0,39})"')
 #: Only these make orjson's reading differ from what may be kept: NUL, and integers that it would round.
 _SUSPECT = re.compile(rb"\\u0000|\d{19}")
 _UNKEEPABLE = re.compile("[\x00\ud800-\udfff]")

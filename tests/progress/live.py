@@ -4,13 +4,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from redis.asyncio import Redis
 
 from app.database import Database, Record, clock, new_id
-from app.progress.record import Recorder
 from app.progress.reports import key_of
 from app.progress.transition import NewRun, create
 from tests.processes import eventually
@@ -89,8 +88,22 @@ async def say(redis: Redis, task_id: TaskId, body: bytes) -> None:
         await pipe.execute()
 
 
+class Route(Protocol):
+    """A recorder of any route."""
+
+    @property
+    def listening(self) -> bool: ...
+
+    async def run_once(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+R = TypeVar("R", bound=Route)
+
+
 @asynccontextmanager
-async def recording(recorder: Recorder) -> AsyncIterator[Recorder]:
+async def recording(recorder: R) -> AsyncIterator[R]:
     """The recorder at work, listening already."""
     stop = asyncio.Event()
 
