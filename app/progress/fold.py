@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from app.progress import moves
+from app.progress import late, moves
 from app.progress.moves import REVOKED_OUTSIDE, after_error, after_loss, end
 from app.progress.standing import Move, Standing
 from app.states import FAILURE, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
@@ -16,6 +16,7 @@ from workers.protocol import LEASE_REPORT, TaskId
 
 #: Where an exception comes from that says nothing about the work: the worker could not store or send its result.
 _TRANSPORTS = ("kombu.", "redis.", "amqp.")
+_SOFT = "SoftTimeLimitExceeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,51 @@ def _lease_of(meta: Any) -> bool:
     return isinstance(meta, dict) and isinstance(meta.get(LEASE_REPORT), dict)
 
 
-def _failed(now: datetime, standing: Standing, report: Report) -> Standing | None:
+def _failure_of(report: Report) -> dict[str, Any]:
+    """The error of a FAILURE, in the plane's own words where it is not the task's."""
     error = error_of(report.meta, report.traceback)
-    module = str(report.meta.get("exc_module") or "") if isinstance(report.meta, dict) else ""
-    match error["type"]:
-        # With a traceback the task itself asked for one that its worker does not know.
-        case "NotRegistered" if not error["traceback"]:
-            return moves.not_registered(now, standing, report.task_id.dispatch, report.worker)
-        case "WorkerLostError":
-            return after_loss(now, standing, {**error, "type": "WorkerLost"})
-        case "TimeLimitExceeded" | "SoftTimeLimitExceeded":
-            return after_error(now, standing, {**error, "type": "TimeLimitExceeded"})
+    kind, module = error["type"], report.meta.get("exc_module") if isinstance(report.meta, dict) else None
+    if kind == "WorkerLostError":
+        return {**error, "type": "WorkerLost"}
+    if kind == "TimeLimitExceeded":
+        return error
+    if kind == _SOFT:
+        return {**error, "type": "TimeLimitExceeded", "message": f"soft: true {error['message']}".rstrip()}
     if f"{module}.".startswith(_TRANSPORTS):
-        unknown = {**error, "type": "OutcomeUnknown", "message": f"{error['type']}: {error['message']}"}
-        return end(now, standing, FAILURE, error=unknown)
-    return after_error(now, standing, error)
+        return {**error, "type": "OutcomeUnknown", "message": f"{kind}: {error['message']}"}
+    return error
+
+
+def _is_not_registered(report: Report) -> bool:
+    # With a traceback the task itself asked for one that its worker does not know.
+    return report.state == FAILURE and not report.traceback and error_of(report.meta, None)["type"] == "NotRegistered"
+
+
+def _failed(now: datetime, standing: Standing, report: Report) -> Standing | None:
+    if _is_not_registered(report):
+        return moves.not_registered(now, standing, report.task_id.dispatch, report.worker)
+    error, said = _failure_of(report), error_of(report.meta, None)["type"]
+    if error["type"] != said:
+        # Our word; a task may well have an exception of such a name.
+        if error["type"] == "WorkerLost":
+            return after_loss(now, standing, error)
+        if error["type"] == "OutcomeUnknown":
+            return end(now, standing, FAILURE, error=error)
+    return after_error(now, standing, error, said)
+
+
+def _late(now: datetime, standing: Standing, report: Report) -> Standing | None:
+    if _is_not_registered(report):
+        return None  # nothing ran
+    return late.keep(
+        now,
+        standing,
+        report.task_id.dispatch,
+        report.state,
+        worker=report.worker,
+        error=_failure_of(report) if report.state == FAILURE else None,
+        result=report.meta if report.state == SUCCESS else None,
+    )
 
 
 def _revoked(now: datetime, standing: Standing, report: Report) -> Standing | None:
@@ -110,11 +141,16 @@ def _retries_itself(now: datetime, standing: Standing, heard: Standing, report: 
 
 
 def fold(report: Report, now: datetime) -> Move:
-    """The step that this report makes of its run; None where it is late, of another attempt, or no news."""
+    """The step that this report makes of its run; None where it is no news.
+
+    Of a run that has ended, and of an attempt that was over, only an end is news, and it is only kept beside the run.
+    """
 
     def move(standing: Standing) -> Standing | None:
         n = report.task_id.dispatch
-        if standing.state in TERMINAL or not standing.first_dispatch <= n <= standing.dispatches + 1:
+        if standing.state in TERMINAL or n < standing.first_dispatch:
+            return _late(now, standing, report)
+        if n > standing.dispatches + 1:
             return None
         if not may_move(standing.state, report.state):
             return None

@@ -3,13 +3,14 @@
 Each function here returns a `Move`. A run that has ended refuses every one of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final
 from uuid import UUID
 
+from app.progress import late
 from app.progress.standing import Move, Standing
 from app.states import FAILURE, PENDING, REVOKED, TERMINAL, is_running
 
@@ -22,9 +23,6 @@ NO_WORKER = "no worker consumes the queue"
 NOT_REGISTERED_MOST: Final = 5
 _NOT_REGISTERED_FIRST_S = 5.0
 _NOT_REGISTERED_LAST_S = 300.0
-
-#: Texts of an ended attempt are cut to this many characters; the last attempt's stand whole on the run.
-_KEPT = 4096
 
 
 def backoff_s(retry: Mapping[str, Any], failures: int, run_id: UUID, attempt: int) -> float:
@@ -40,10 +38,10 @@ def backoff_s(retry: Mapping[str, Any], failures: int, run_id: UUID, attempt: in
     return wait
 
 
-def is_worth_a_retry(retry: Mapping[str, Any], kind: str) -> bool:
-    """Whether the policy gives another attempt to an error of this type, by its name or the last part of it."""
+def is_worth_a_retry(retry: Mapping[str, Any], kinds: Collection[str]) -> bool:
+    """Whether the policy gives another attempt to an error of one of these types; the last part of a name counts."""
     wanted = retry.get("retry_on")
-    return wanted is None or kind in wanted or any(_last(kind) == _last(name) for name in wanted)
+    return wanted is None or not {_last(kind) for kind in kinds}.isdisjoint(_last(name) for name in wanted)
 
 
 def _last(name: str) -> str:
@@ -52,18 +50,16 @@ def _last(name: str) -> str:
 
 def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay_s: float, *, lost: bool) -> Standing:
     """The run with this attempt put away under `attempts` and the next one waiting for dispatch."""
-    kept = {
-        "type": error["type"][:_KEPT],
-        "message": error["message"][:_KEPT],
-        "traceback": (error.get("traceback") or "")[-_KEPT:] or None,
-    }
     ended = {
         "attempt": standing.attempt,
+        "dispatch": standing.dispatches,
         "state": FAILURE,
+        "reason": "lost: run again" if lost else f"failed: run again after {delay_s:.3g} s",
         "worker": standing.worker,
+        "retries": standing.retries,
         "start_time": standing.start_time,
         "end_time": now,
-        "error": kept,
+        "error": late.cut(error),
     }
     waiting = replace(
         standing,
@@ -104,10 +100,14 @@ def unless_cancelled(now: datetime, waiting: Standing) -> Standing:
     return waiting if reason is None else end(now, waiting, REVOKED, reason=reason)
 
 
-def after_error(now: datetime, standing: Standing, error: dict[str, Any]) -> Standing:
-    """The task's own error: the next attempt after a backoff while the policy allows one, else FAILURE."""
+def after_error(now: datetime, standing: Standing, error: dict[str, Any], said: str | None = None) -> Standing:
+    """The task's own error: the next attempt after a backoff while the policy allows one, else FAILURE.
+
+    `said` is the error's type by the worker's word, where the plane has its own for it.
+    """
     failures = standing.attempt - standing.lost
-    if failures < int(standing.retry["max_attempts"]) and is_worth_a_retry(standing.retry, error["type"]):
+    worth = is_worth_a_retry(standing.retry, {error["type"], said or error["type"]})
+    if failures < int(standing.retry["max_attempts"]) and worth:
         delay_s = backoff_s(standing.retry, failures, standing.id, standing.attempt)
         return next_attempt(now, standing, error, delay_s, lost=False)
     return end(now, standing, FAILURE, error=error)

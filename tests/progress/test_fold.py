@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.progress import moves
+from app.progress import late, moves
 from app.progress.fold import Report, fold, progress_of
 from app.progress.standing import Move, Standing
 from app.states import TERMINAL
@@ -78,8 +79,9 @@ def test_percent_is_read_where_it_can_be_read(meta: Any, percent: float | None) 
 def test_the_first_end_wins() -> None:
     ended = after(SENT, report("FAILURE", BOOM, traceback="Traceback"))
     assert ended.error == {"type": "ValueError", "message": "boom", "traceback": "Traceback"}
-    for late in ("SUCCESS", "STARTED", "PROGRESS", "REVOKED"):
-        assert fold(report(late), NOW)(ended) is None
+    for word in ("SUCCESS", "STARTED", "PROGRESS", "REVOKED"):
+        moved = fold(report(word), NOW)(ended) or ended
+        assert replace(moved, late=[]) == ended, "an end that comes late is kept beside the run, and nothing more"
 
 
 def test_equal_news_is_no_news() -> None:
@@ -96,7 +98,8 @@ def test_a_report_may_outrun_the_mark_of_its_dispatch() -> None:
 def test_a_report_of_an_older_attempt_is_refused() -> None:
     second = after(replace(SENT, retry=policy(max_attempts=2)), report("FAILURE", BOOM))
     assert (second.state, second.attempt, second.first_dispatch) == ("PENDING", 2, 2)
-    assert fold(report("SUCCESS", n=1), NOW)(second) is None
+    for word in ("STARTED", "PROGRESS", "RETRY", "SUCCESS", "REVOKED"):
+        assert replace(fold(report(word, n=1), NOW)(second) or second, late=[]) == second
     assert after(second, report("SUCCESS", 1, n=2)).state == "SUCCESS"
 
 
@@ -215,6 +218,42 @@ def test_not_registered_counts_only_where_nobody_has_the_attempt(
         assert moved.reason == "not registered: worker thief@h without t took it"
 
 
+def test_a_soft_time_limit_is_told_from_a_hard_one_and_may_be_named_in_the_policy() -> None:
+    hard, soft = {"exc_type": "TimeLimitExceeded", "exc_message": [2]}, {"exc_type": "SoftTimeLimitExceeded"}
+    errors = [after(SENT, report("FAILURE", meta)).error for meta in (hard, soft)]
+    assert [error and (error["type"], error["message"]) for error in errors] == [
+        ("TimeLimitExceeded", "2"),
+        ("TimeLimitExceeded", "soft: true"),
+    ]
+    only_soft = replace(SENT, retry=policy(max_attempts=2, retry_on=["SoftTimeLimitExceeded"]))
+    assert [after(only_soft, report("FAILURE", meta)).attempt for meta in (hard, soft)] == [1, 2]
+
+
+def test_an_exception_that_bears_a_name_of_ours_is_the_tasks_own() -> None:
+    standing = replace(SENT, retry=policy(max_attempts=2))
+    for name in ("WorkerLost", "OutcomeUnknown"):
+        again = after(standing, report("FAILURE", {"exc_type": name}, traceback="Traceback"))
+        assert (again.attempt, again.lost) == (2, 0)
+
+
+def test_an_ended_attempt_says_how_it_went() -> None:
+    standing = replace(SENT, retry=policy(max_attempts=2))
+    again = after(standing, report("STARTED", worker="w@h"), report("RETRY", BOOM), report("FAILURE", BOOM))
+    assert again.attempts == [
+        {
+            "attempt": 1,
+            "dispatch": 1,
+            "state": "FAILURE",
+            "reason": "failed: run again after 10 s",
+            "worker": "w@h",
+            "retries": 1,
+            "start_time": NOW,
+            "end_time": NOW,
+            "error": {"type": "ValueError", "message": "boom", "traceback": None},
+        }
+    ]
+
+
 def test_a_task_that_asks_for_an_unknown_one_fails_by_its_own_error() -> None:
     ended = after(SENT, report("STARTED"), report("FAILURE", UNKNOWN, traceback="Traceback"))
     assert (ended.state, ended.error) == (
@@ -294,7 +333,11 @@ def test_any_history_keeps_the_tables_rules(steps: list[Move], attempts: int, lo
         moved = step(standing)
         if moved is None:
             continue
-        assert standing.state not in TERMINAL, "a terminal state never changes"
+        assert moved.version == standing.version, "the version is raised by whoever writes"
+        assert len(moved.late) <= late.MOST
+        assert len({(kept["dispatch"], kept["state"]) for kept in moved.late}) == len(moved.late)
+        if standing.state in TERMINAL or moved.late != standing.late:
+            assert replace(moved, late=standing.late) == standing, "a late end is kept beside the run, and nothing more"
         assert (moved.end_time is not None) == (moved.state in TERMINAL)
         assert (moved.error is not None) == (moved.state == "FAILURE")
         assert moved.attempt in {standing.attempt, standing.attempt + 1}
@@ -302,5 +345,7 @@ def test_any_history_keeps_the_tables_rules(steps: list[Move], attempts: int, lo
         assert len(moved.attempts) == moved.attempt - 1
         assert moved.lost <= lost
         assert moved.attempt - moved.lost <= attempts
-        assert moved.version == standing.version, "the version is raised by whoever writes"
+        assert moved.attempts[: len(standing.attempts)] == standing.attempts
+        assert [ended["attempt"] for ended in moved.attempts] == list(range(1, moved.attempt))
+        assert all(first["dispatch"] < second["dispatch"] for first, second in pairwise(moved.attempts))
         standing = moved

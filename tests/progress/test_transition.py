@@ -57,8 +57,9 @@ async def test_reports_of_one_batch_become_one_row_and_an_event_for_each_state(d
         rows = await apply(connection, now, {run.id: [fold(report, now) for report in said], new_id(): []})
         events = await connection.fetch("SELECT version, state FROM run_events ORDER BY version")
     assert [(row["state"], row["version"], row["result"], row["worker"]) for row in rows] == [
-        ("SUCCESS", 5, {"rows": [[1]]}, "w@h")
+        ("SUCCESS", 6, {"rows": [[1]]}, "w@h")
     ]
+    assert [kept["state"] for kept in rows[0]["late"]] == ["FAILURE"]
     assert [tuple(event) for event in events] == [(1, "PENDING"), (2, "STARTED"), (3, "PROGRESS"), (5, "SUCCESS")]
 
 
@@ -82,9 +83,12 @@ async def test_many_recorders_at_once_accept_one_end(database: Database) -> None
             return len(await apply(connection, now, {run.id: [fold(Report(TaskId(run.id, 1), word, 1), now)]}))
 
     accepted = await asyncio.gather(*(end(word) for word in ["SUCCESS", "FAILURE"] * 4))
-    assert sum(accepted) == 1
+    assert sum(accepted) == 2, "the end, and the other word once beside it"
     async with database.reading() as connection:
         assert await connection.fetchval("SELECT count(*) FROM run_events") == 2
+        row = await connection.fetchrow("SELECT state, late FROM runs")
+    assert {row["state"], *(kept["state"] for kept in row["late"])} == {"SUCCESS", "FAILURE"}
+    assert len(row["late"]) == 1
 
 
 async def test_a_scheduled_time_has_one_run(database: Database) -> None:

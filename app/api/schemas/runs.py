@@ -142,8 +142,11 @@ class AttemptOut(Out):
     """An attempt that has ended."""
 
     attempt: int
+    dispatch: int | None = Field(None, description="the number of its last message: `<run id>.<dispatch>`")
     state: str
+    reason: str | None = Field(None, description="why another attempt followed")
     worker: str | None
+    retries: int = Field(0, description="how often the task retried itself inside the attempt, by Celery's own retry")
     start_time: datetime | None
     end_time: datetime | None
     error: ErrorOut | None
@@ -154,6 +157,7 @@ class LateOut(Out):
 
     state: str
     attempt: int
+    dispatch: int = Field(description="the number of the message that it ends: `<run id>.<dispatch>`")
     worker: str | None
     time: datetime
     error: ErrorOut | None
