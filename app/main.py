@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import faults, log
-from app.api import documents, feed, health, job_actions, jobs, problems, queues, runs
+from app.api import documents, feed, health, job_actions, jobs, problems, queues, runs, why
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
@@ -62,7 +62,15 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     documents.install(app)
     api = APIRouter(prefix="/api/v1")
-    for router in (jobs.router, job_actions.router, job_actions.previews, runs.router, queues.router, feed.router):
+    for router in (
+        jobs.router,
+        job_actions.router,
+        job_actions.previews,
+        runs.router,
+        why.router,
+        queues.router,
+        feed.router,
+    ):
         api.include_router(router)
     app.include_router(api)
     app.include_router(health.router)

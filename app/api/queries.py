@@ -157,3 +157,67 @@ async def plane_figures(connection: Connection) -> Record:
             """
         ),
     )
+
+
+async def surroundings_of(connection: Connection, queue: str, node: str | None) -> tuple[Record, list[Record]]:
+    """What `why` asks of a queue: its row with what was last seen of it and the schedulers that live, and its workers.
+
+    Members of a queue or a sighting that is not there are null. `node` is a worker that is wanted in any case.
+    """
+    row = await connection.fetchrow(
+        """
+        SELECT queues.name, queues.paused, queues.problem, queues.declare_time, queues.author, queues.update_time,
+            seen.ready, seen.consumers, seen.workers, seen.known_tasks, seen.common_tasks, seen.look_time,
+            (SELECT count(*) FROM processes WHERE kind = 'scheduler' AND beat_time > now() - interval '10 s')
+                AS schedulers,
+            greatest((SELECT max(look_time) FROM queue_sightings), (SELECT max(seen_time) FROM workers))
+                AS catalogue_time
+        FROM (SELECT $1::text AS name) AS asked
+        LEFT JOIN queues USING (name) LEFT JOIN queue_sightings AS seen ON seen.queue = queues.name
+        """,
+        queue,
+    )
+    workers = await connection.fetch(
+        """
+        SELECT node, tasks, pool, concurrency, active, seen_time, $1 = ANY(queues) AS consumes
+        FROM workers WHERE $1 = ANY(queues) OR node = $2 ORDER BY node
+        """,
+        queue,
+        node,
+    )
+    return cast(Record, row), list(workers)
+
+
+async def runs_ahead(connection: Connection, queue: str, sent: datetime, most: int) -> int:
+    """How many runs were sent to the queue before then and not yet begun, counted up to `most`."""
+    count: int = await connection.fetchval(
+        """
+        SELECT count(*) FROM (
+            SELECT FROM runs
+            WHERE end_time IS NULL AND state = 'PENDING' AND queue = $1 AND dispatch_time < $2 LIMIT $3
+        ) AS ahead
+        """,
+        queue,
+        sent,
+        most,
+    )
+    return count
+
+
+async def live_runs_of(connection: Connection, job_id: UUID, limit: int) -> list[Record]:
+    """The runs of a job that have not ended, oldest first; `live_count` counts all of them."""
+    return list(
+        await connection.fetch(
+            """
+            SELECT *, count(*) OVER () AS live_count FROM runs
+            WHERE job_id = $1 AND end_time IS NULL ORDER BY id LIMIT $2
+            """,
+            job_id,
+            limit,
+        )
+    )
+
+
+async def newest_skip(connection: Connection, job_id: UUID) -> Record | None:
+    """The newest row of scheduled times of a job that did not run."""
+    return await connection.fetchrow("SELECT * FROM skips WHERE job_id = $1 ORDER BY last_time DESC LIMIT 1", job_id)

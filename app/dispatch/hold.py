@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-_MOST_NAMES: Final = 3
+from app.progress.words import few
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,3 @@ def not_registered_by(workers: Sequence[str]) -> str:
     """The reason of runs whose task no worker on the queue registers."""
     verb = "consumes" if len(workers) == 1 else "consume"
     return f"no worker on the queue registers the task ({few(workers)} {verb} it)"
-
-
-def few(names: Sequence[str]) -> str:
-    """Names for a sentence, the first three of them."""
-    more = len(names) - _MOST_NAMES
-    shown = ", ".join(names[:_MOST_NAMES])
-    return f"{shown} and {more} more" if more > 0 else shown

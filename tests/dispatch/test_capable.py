@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from app.dispatch.hold import few, hold_of
+from app.dispatch.hold import hold_of
 from app.progress.announce import channel_of
 from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
 from tests.dispatch.parts import Rig, taken
@@ -199,10 +199,3 @@ def kind(**changes: Any) -> dict[str, Any]:
 def test_which_reason_says_most(row: dict[str, Any], away: str | None, reason: str | None) -> None:
     hold = hold_of(row, away)
     assert (hold.reason if hold else None) == reason
-
-
-@pytest.mark.parametrize(
-    ("names", "words"), [(["a"], "a"), (["a", "b", "c"], "a, b, c"), (list("abcde"), "a, b, c and 2 more")]
-)
-def test_a_few_names(names: list[str], words: str) -> None:
-    assert few(names) == words

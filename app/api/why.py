@@ -1,0 +1,88 @@
+"""`/runs/{id}/why` and `/jobs/{id}/why`: why something does not run, out of one read of the database."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+
+from app.api import queries
+from app.api.bodies import JsonRoute
+from app.api.documents import problems
+from app.api.plane import PlaneOf
+from app.api.schemas.why import JobWhyOut, RunWhyOut
+from app.api.writes import json_response
+from app.database import Connection, clock
+from app.errors import NotFound
+from app.progress.why import MOST_AHEAD, Item, Surroundings, why_job, why_run
+from app.schedule import definitions
+from app.states import PENDING
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.get(
+    "/runs/{run_id}/why",
+    tags=["runs"],
+    response_model=RunWhyOut,
+    response_model_exclude_none=True,
+    responses=problems(404),
+)
+async def why_is_the_run_where_it_is(plane: PlaneOf, run_id: UUID) -> Response:
+    """Why the run is not running, or who has it: ranked sentences, the most telling first."""
+    async with plane.database.transaction(isolation="repeatable_read", readonly=True) as connection:
+        now = await clock(connection)
+        run = await queries.whole_run(connection, run_id)
+        if run is None:
+            raise NotFound(f"there is no run {run_id}")
+        items = await _why_run(connection, now, run)
+    return json_response({"run_id": run["id"], "state": run["state"], "items": _views(items), "time": now})
+
+
+@router.get(
+    "/jobs/{job_id}/why",
+    tags=["jobs"],
+    response_model=JobWhyOut,
+    response_model_exclude_none=True,
+    responses=problems(404),
+)
+async def why_is_the_job_not_running(plane: PlaneOf, job_id: UUID) -> Response:
+    """Why the job is not running now, and when it will: ranked sentences, the most telling first."""
+    async with plane.database.transaction(isolation="repeatable_read", readonly=True) as connection:
+        now = await clock(connection)
+        job = await definitions.found(connection, job_id)
+        live = await queries.live_runs_of(connection, job_id, limit=1)
+        items = why_job(
+            now,
+            job,
+            await _surroundings(connection, job["queue"]),
+            live,
+            live[0]["live_count"] if live else 0,
+            await _why_run(connection, now, live[0]) if live else [],
+            await queries.newest_skip(connection, job_id),
+        )
+    return json_response({"job_id": job["id"], "items": _views(items), "time": now})
+
+
+async def _why_run(connection: Connection, now: datetime, run: Mapping[str, Any]) -> list[Item]:
+    around = await _surroundings(connection, run["queue"], run["worker"])
+    ahead = 0
+    if run["state"] == PENDING and run["dispatch_time"] is not None:
+        ahead = await queries.runs_ahead(connection, run["queue"], run["dispatch_time"], MOST_AHEAD)
+    return why_run(now, run, around, ahead)
+
+
+async def _surroundings(connection: Connection, queue: str, node: str | None = None) -> Surroundings:
+    row, workers = await queries.surroundings_of(connection, queue, node)
+    return Surroundings(
+        queue=None if row["update_time"] is None else row,
+        sighting=None if row["look_time"] is None else row,
+        workers=workers,
+        schedulers=row["schedulers"],
+        catalogue_time=row["catalogue_time"],
+    )
+
+
+def _views(items: list[Item]) -> list[dict[str, Any]]:
+    return [item.view() for item in items]
