@@ -5,6 +5,7 @@ elsewhere are not looked at, and a schema that makes no sense forbids nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from jsonschema import Draft202012Validator
@@ -29,50 +30,82 @@ def misfits(contract: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> li
 
     `contract` is the member `schema` of a contract; one that cannot be read forbids nothing.
     """
+    told = read(contract)
+    return [] if told is None else told.misfits(args, kwargs)
+
+
+def read(contract: Any) -> "Contract | None":
+    """A contract, to be asked more than once; None for what is none."""
     try:
-        return _misfits(contract, args, kwargs)[:_MOST_FAULTS]
-    except Exception:
-        # Of a schema that is none: a wrong type somewhere, a reference to nothing or to itself.
-        return []
+        definitions = _safe(contract.get("$defs", {}), names=True)
+        return Contract(
+            validators={
+                str(name): Draft202012Validator({**_safe(schema), "$defs": definitions}, registry=Registry())
+                for name, schema in contract["properties"].items()
+            },
+            positional=tuple(contract["positional"]),
+            positional_only=frozenset(contract["positional_only"]),
+            required=tuple(contract["required"]),
+            more_by_name=bool(contract["additionalProperties"]),
+            more_by_place=bool(contract["varargs"]),
+        )
+    except Exception:  # a wrong type somewhere
+        return None
 
 
-def _misfits(contract: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[FieldError]:
-    properties: Mapping[str, Any] = contract["properties"]
-    positional: list[str] = list(contract["positional"])
-    only = set(contract["positional_only"])
-    faults: list[FieldError] = []
-    given: dict[str, tuple[str, Any]] = {
-        name: (f"/args/{place}", value) for place, (name, value) in enumerate(zip(positional, args, strict=False))
-    }
-    if len(args) > len(positional) and not contract["varargs"]:
-        takes = f"at most {len(positional)}" if positional else "no"
-        plural = "" if len(positional) == 1 else "s"
-        faults.append(FieldError(f"/args/{len(positional)}", f"the task takes {takes} positional argument{plural}"))
-    for name, value in kwargs.items():
-        pointer = f"/kwargs/{_escaped(name)}"
-        if name in given and name not in only:
-            faults.append(FieldError(pointer, f"is given already, as {given[name][0]}"))
-        elif name in properties and name not in only:
-            given[name] = (pointer, value)
-        elif not contract["additionalProperties"]:
-            known = ", ".join(one for one in properties if one not in only) or "none"
-            faults.append(FieldError(pointer, _cut(f"is no argument of the task; by name it takes: {known}")))
-    for name in contract["required"]:
-        if name not in given:
-            pointer = f"/args/{positional.index(name)}" if name in only else f"/kwargs/{_escaped(name)}"
-            faults.append(FieldError(pointer, f"is required: the task has no default for {name}"))
-    definitions = _safe(contract.get("$defs", {}), names=True)
-    for name, (pointer, value) in given.items():
-        validator = Draft202012Validator({**_safe(properties[name]), "$defs": definitions}, registry=Registry())
-        for error in _errors(validator, value):
-            path = "".join(f"/{_escaped(str(step))}" for step in error.absolute_path)
-            faults.append(FieldError(f"{pointer}{path}", _sentence(error)))
-    return faults
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a task takes, by name and by place."""
+
+    validators: Mapping[str, Any]
+    positional: tuple[str, ...]
+    positional_only: frozenset[str]
+    required: tuple[str, ...]
+    more_by_name: bool
+    more_by_place: bool
+
+    def misfits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[FieldError]:
+        """As the function of this name."""
+        faults: list[FieldError] = []
+        given: dict[str, tuple[str, Any]] = {
+            name: (f"/args/{place}", value)
+            for place, (name, value) in enumerate(zip(self.positional, args, strict=False))
+        }
+        if len(args) > len(self.positional) and not self.more_by_place:
+            faults.append(FieldError(f"/args/{len(self.positional)}", _takes(len(self.positional))))
+        for name, value in kwargs.items():
+            pointer = f"/kwargs/{_escaped(name)}"
+            by_name = name in self.validators and name not in self.positional_only
+            if by_name and name in given:
+                faults.append(FieldError(pointer, f"is given already, as {given[name][0]}"))
+            elif by_name:
+                given[name] = (pointer, value)
+            elif not self.more_by_name:
+                known = ", ".join(one for one in self.validators if one not in self.positional_only) or "nothing"
+                faults.append(FieldError(pointer, _cut(f"is no argument of the task, which takes by name: {known}")))
+        faults += [FieldError(self._place_of(name), "is required") for name in self.required if name not in given]
+        for name, (pointer, value) in given.items():
+            for error in _errors(self.validators.get(name), value):
+                path = "".join(f"/{_escaped(str(step))}" for step in error.absolute_path)
+                faults.append(FieldError(f"{pointer}{path}", _sentence(error)))
+        return faults[:_MOST_FAULTS]
+
+    def _place_of(self, name: str) -> str:
+        """Where an argument that is missing would stand."""
+        if name in self.positional_only and name in self.positional:
+            return f"/args/{self.positional.index(name)}"
+        return f"/kwargs/{_escaped(name)}"
+
+
+def _takes(count: int) -> str:
+    if not count:
+        return "the task takes no positional arguments"
+    return f"the task takes at most {count} positional argument{'' if count == 1 else 's'}"
 
 
 def _errors(validator: Any, value: Any) -> list[ValidationError]:
     try:
-        return list(validator.iter_errors(value))
+        return list(validator.iter_errors(value)) if validator is not None else []
     except Exception:
         return []  # the schema of this argument is none; the others have theirs
 

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from app.catalogue import queries
 from app.catalogue.ask import Asker
 from app.catalogue.present import contracts, presences
+from app.catalogue.recheck import Recheck
 from app.catalogue.seen import Seen, continued, of_answers, same_life
 from app.catalogue.sight import Live, Sighting, lacking, sighting
 from app.database import AWAY, Database, Record, clock
@@ -54,6 +55,7 @@ class Catalogue:
         self._backlog = backlog
         self._name = name
         self._asker = Asker(broker_url)
+        self._recheck = Recheck(database)
         #: On Redis the broker cannot count consumers.
         self._blind = not broker_url.startswith("amqp")
         #: The last queue of the pass before.
@@ -84,6 +86,7 @@ class Catalogue:
                 seen[node] = found
         await self._keep(now, seen, known, asked=answers is not None)
         await self._sight(now, heard=heard is not None, asked=answers is not None)
+        await self._recheck.step(now, LIVE_S)
         return False
 
     async def close(self) -> None:
