@@ -153,7 +153,7 @@ def first_bodies(work: Work) -> list[str]:
 def test_a_worker_that_is_cut_off_from_redis(
     either_plane: Plane, redis_proxy: TcpProxy, tmp_path: Path, away_s: float
 ) -> None:
-    """For less than a lease nothing comes of it; for more, its runs are another worker's, and its ends count for nothing."""
+    """For less than a lease nothing comes of it; for more, its runs are another's, and its ends count for nothing."""
     far = through(either_plane.redis_url, redis_proxy)
     work = Work.begin(either_plane, tmp_path / "witness", JOBPLANE_WORKER_REDIS_URL=far)
     cut = time.monotonic()
