@@ -5,12 +5,12 @@ A `Maker` makes a move of the database's time, which is known only inside the tr
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from app.progress import moves
 from app.progress.standing import Move, Standing
-from app.states import is_running
+from app.states import PENDING, is_running
 from workers import protocol
 
 Maker: TypeAlias = Callable[[datetime], Move]
@@ -68,6 +68,36 @@ def ended_with(row: Mapping[str, Any], value: str) -> Maker:
             return lambda now: moves.lose_sight(now, attempt, detail)
         case _:
             return lambda now: moves.lose(now, attempt, f"the lease of {worker} ended and no result came")
+
+
+def never_given(row: Mapping[str, Any]) -> Maker:
+    """The deadline of a run of which no message of this attempt is out."""
+    waited = f" ({row['reason']})" if row["reason"] else ""
+    detail = f"the deadline was {_clock(row['deadline_time'])}, and attempt {row['attempt']} was not sent yet{waited}"
+    return if_unsent(lambda now: moves.exceed(now, moves.DEADLINE_EXCEEDED, detail))
+
+
+def taken_back(row: Mapping[str, Any]) -> Maker:
+    """The deadline of a run that no worker of ours begins or goes on with any more."""
+    begun = "was not begun" if row["state"] == PENDING else f"had not ended on {row['worker'] or 'its worker'}"
+    detail = f"the deadline was {_clock(row['deadline_time'])}, and attempt {row['attempt']} {begun}"
+    return if_same(row, lambda now: moves.exceed(now, moves.DEADLINE_EXCEEDED, detail))
+
+
+def out_of_reach(row: Mapping[str, Any]) -> Maker:
+    """The deadline of a run that a worker without a lease has, or may still take."""
+    if row["state"] == PENDING:
+        sent_time = row["sent_time"] or row["update_time"]
+        what = f"it was sent, and nothing was heard of it since {_clock(sent_time)}; a worker may still take it"
+    else:
+        who = row["worker"] or "a worker without a lease of the plane"
+        what = f"{who} had it, was not heard of since {_clock(row['update_time'])}, and may still be at it"
+    detail = f"the deadline was {_clock(row['deadline_time'])}: {what}"
+    return if_same(row, lambda now: moves.exceed(now, moves.OUTCOME_UNKNOWN, detail))
+
+
+def _clock(time: datetime | None) -> str:
+    return "?" if time is None else time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def unheard(_: datetime) -> Move:

@@ -14,6 +14,9 @@ from app.progress import late
 from app.progress.standing import Move, Standing
 from app.states import FAILURE, PENDING, REVOKED, TERMINAL, is_running
 
+#: Types of errors that the plane itself says.
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+OUTCOME_UNKNOWN = "OutcomeUnknown"
 #: Reasons that other passes recognise.
 REVOKED_OUTSIDE = "revoked outside jobplane"
 UNHEARD = "unheard: dispatched, and no worker has said that it started"
@@ -179,6 +182,18 @@ def expire(now: datetime) -> Move:
     return move
 
 
+def exceed(now: datetime, kind: str, detail: str) -> Move:
+    """End a run that has not ended by its deadline: FAILURE with an error of this type, never run again."""
+
+    def move(standing: Standing) -> Standing | None:
+        due = standing.deadline_time is not None and standing.deadline_time <= now
+        if standing.state in TERMINAL or not due:
+            return None
+        return end(now, standing, FAILURE, error={"type": kind, "message": detail, "traceback": None})
+
+    return move
+
+
 def lose(now: datetime, attempt: int, detail: str) -> Move:
     """The worker of this attempt is gone; whoever says so holds its lease. `detail` is a sentence."""
 
@@ -196,7 +211,7 @@ def lose_sight(now: datetime, attempt: int, detail: str) -> Move:
     def move(standing: Standing) -> Standing | None:
         if standing.state in TERMINAL or standing.attempt != attempt:
             return None
-        return end(now, standing, FAILURE, error={"type": "OutcomeUnknown", "message": detail, "traceback": None})
+        return end(now, standing, FAILURE, error={"type": OUTCOME_UNKNOWN, "message": detail, "traceback": None})
 
     return move
 

@@ -95,7 +95,8 @@ async def running(connection: Connection, after: UUID, limit: int) -> list[Recor
     """A page of the runs that a worker has: those that hold a lease, or may without our having heard of it."""
     rows: list[Record] = await connection.fetch(
         """
-        SELECT id, state, leased, attempt, retries, first_dispatch, dispatches, worker FROM runs
+        SELECT runs.id, state, leased, attempt, retries, first_dispatch, dispatches, worker, result_db, result_prefix
+        FROM runs LEFT JOIN queues ON queues.name = runs.queue
         WHERE end_time IS NULL AND state <> ALL($3) AND id > $1 ORDER BY id LIMIT $2
         """,
         after,
@@ -109,9 +110,9 @@ async def past_start_deadline(connection: Connection, now: datetime, after: UUID
     """Runs that no worker has started by their start deadline; `sent` if a message of them may be out."""
     rows: list[Record] = await connection.fetch(
         """
-        SELECT id, attempt, retries, version, claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent,
-               first_dispatch, dispatches, coalesce(dispatch_time, claim_time) AS sent_time
-        FROM runs
+        SELECT id, attempt, retries, runs.version, claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent,
+               first_dispatch, dispatches, coalesce(dispatch_time, claim_time) AS sent_time, result_db, result_prefix
+        FROM runs LEFT JOIN queues ON queues.name = runs.queue
         WHERE end_time IS NULL AND state = $4 AND attempt = 1 AND start_deadline_time <= $1 AND id > $2
         ORDER BY id LIMIT $3
         """,
@@ -119,6 +120,24 @@ async def past_start_deadline(connection: Connection, now: datetime, after: UUID
         after,
         limit,
         PENDING,
+    )
+    return rows
+
+
+async def past_deadline(connection: Connection, now: datetime, after: UUID, limit: int) -> list[Record]:
+    """Runs that have not ended by their deadline; `sent` if a message of this attempt may be out."""
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT runs.id, queue, state, reason, leased, worker, attempt, retries, deadline_time, runs.update_time,
+               claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent, first_dispatch, dispatches,
+               coalesce(dispatch_time, claim_time) AS sent_time, result_db, result_prefix
+        FROM runs LEFT JOIN queues ON queues.name = runs.queue
+        WHERE end_time IS NULL AND deadline_time <= $1 AND id > $2
+        ORDER BY id LIMIT $3
+        """,
+        now,
+        after,
+        limit,
     )
     return rows
 
@@ -139,7 +158,7 @@ async def unheard(connection: Connection, before: datetime, after: UUID, limit: 
     rows: list[Record] = await connection.fetch(
         """
         SELECT runs.id, runs.queue, runs.attempt, runs.retries, runs.reason, runs.first_dispatch, runs.dispatches,
-               runs.dispatch_time
+               runs.dispatch_time, queues.result_db, queues.result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue
         WHERE runs.end_time IS NULL AND runs.state = $4 AND runs.dispatch_time < $1 AND runs.id > $2
           AND queues.paused IS NOT TRUE

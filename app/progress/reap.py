@@ -17,15 +17,16 @@ from redis.exceptions import RedisError
 
 from app import faults
 from app.database import Connection, Database, Record, clock
-from app.progress import guards, lease, moves, queries, reports, transition
+from app.progress import cancel_queries, guards, lease, moves, queries, reports, transition
 from app.progress.announce import announce, ring
 from app.progress.calm import Calm
 from app.progress.consumers import Backlog, Consumers
 from app.progress.fold import Report, fold
 from app.progress.guards import Maker
-from app.progress.listen import stored
+from app.progress.listen import stored_of
+from app.progress.sources import Source
 from app.settings import Settings
-from app.states import PENDING
+from app.states import PENDING, RETRY, is_running
 from workers.protocol import CANCELLED, DONE, HEARTBEAT_S, HELD, LEASE_S, REAPED, TaskId, lease_key
 
 log = structlog.get_logger()
@@ -72,10 +73,12 @@ class Reaper:
     async def run_once(self) -> bool:
         """One pass over everything; always False. Raises RedisError after what needs no Redis is done."""
         await self._expire_unsent()
+        await self._exceed_unsent()
         await self._end_revoked()
         try:
             await self._calm.look(self._redis)
             await self._expire_sent()
+            await self._exceed_sent()
             await self._reap()
             if self._consumers is not None:
                 await self._search(self._consumers)
@@ -143,6 +146,45 @@ class Reaper:
             taken = [row for row in late if await self._take(row, CANCELLED)]
             said = await self._truth(taken)
             await self._apply({row["id"]: [*said[row["id"]], guards.if_same(row, moves.expire)] for row in taken})
+
+    async def _exceed_unsent(self) -> None:
+        now = await self._now()
+        async for rows in self._pages(lambda connection, after: queries.past_deadline(connection, now, after, PAGE)):
+            await self._apply({row["id"]: [guards.never_given(row)] for row in rows if not row["sent"]})
+
+    async def _exceed_sent(self) -> None:
+        """Whoever of ours has the run, or comes to take it, is refused first; what is stored as its end counts."""
+        now = await self._now()
+        async for rows in self._pages(lambda connection, after: queries.past_deadline(connection, now, after, PAGE)):
+            late = [row for row in rows if row["sent"]]
+            async with self._database.reading() as connection:
+                audiences = await cancel_queries.audiences(connection, now, [row["queue"] for row in late])
+            wanted: dict[UUID, list[Maker]] = {}
+            held = await self._leases(late)
+            said = await self._withdraw(late)
+            for row, before in zip(late, held, strict=True):
+                if row["id"] not in said:
+                    continue
+                ours = row["leased"] or (before or "").startswith(HELD)
+                ours = ours or (not is_running(row["state"]) and audiences[row["queue"]].only_ours)
+                wanted[row["id"]] = [
+                    *said[row["id"]],
+                    guards.taken_back(row) if ours else guards.out_of_reach(row),
+                ]
+            await self._apply(wanted)
+
+    async def _withdraw(self, rows: Sequence[Record]) -> dict[UUID, list[Maker]]:
+        """Take attempts from whoever has them. What is stored of each; those that are done just now are left out."""
+        taken = []
+        for row in rows:
+            # Between two of Celery's own retries the next one has a key of its own.
+            keys = [_key(row)] if row["state"] != RETRY else [_key(row), _key({**row, "retries": row["retries"] + 1})]
+            await faults.at("reap.before_take")
+            stands = [await lease.take(self._redis, key, CANCELLED, held_too=True) for key in keys]
+            await faults.at("reap.after_take")
+            if DONE not in stands or row["state"] == RETRY or self._doubted_long(row, DONE):
+                taken.append(row)
+        return await self._truth(taken)
 
     async def _end_revoked(self) -> None:
         before = await self._now() - timedelta(seconds=self._silence_s)
@@ -231,11 +273,11 @@ class Reaper:
         """What the result backend says of these runs, to be folded before they are ended."""
         said: dict[UUID, list[Maker]] = {row["id"]: [] for row in rows}
         tasks = [
-            TaskId(row["id"], n)
+            (TaskId(row["id"], n), Source.of(row))
             for row in rows
             for n in range(max(row["first_dispatch"], row["dispatches"] - 2), row["dispatches"] + 2)
         ]
-        for heard in await stored(self._redis, tasks):
+        for heard in await stored_of(self._redis, tasks):
             report = reports.read(heard.task_id, heard.body, heard.size)
             if isinstance(report, Report):
                 said[heard.task_id.run_id].append(partial(fold, report))
