@@ -18,11 +18,13 @@ from app.api.jobs import read_patch
 from app.api.plane import Plane, PlaneOf
 from app.api.problems import field_errors
 from app.api.schemas.fields import NothingIn, Word
-from app.api.schemas.queues import QueueIn, QueueOut, QueuePage
+from app.api.schemas.queues import PurgeOut, QueueIn, QueueOut, QueuePage
 from app.api.views import queue_view
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record
-from app.errors import FieldError, Invalid, NameTaken, NotFound, QueueInUse
+from app.dispatch.broker import BrokerAway, QueueTrouble, connect
+from app.dispatch.purge import Purge
+from app.errors import Conflict, FieldError, Invalid, NameTaken, NotFound, QueueInUse, Unavailable
 from app.schedule import queries
 from app.schedule.routes import Binding, check_route
 
@@ -132,6 +134,28 @@ async def pause_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body: 
 async def resume_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body: NothingIn | None = None) -> Response:
     """Runs for the queue go out again, oldest first."""
     return await _set_paused(plane, caller, name, paused=False)
+
+
+@router.post("/{name}/purge", response_model=PurgeOut, responses=writing(404, 409))
+async def purge_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body: NothingIn | None = None) -> Response:
+    """Take what the plane put there off the queue: those runs end as REVOKED. Messages of others stay.
+
+    Looks at no more than 10,000 messages; `left` tells whether to ask again. A run that a worker has begun, and one
+    that is not yet on the broker, are left alone.
+    """
+    async with plane.database.reading() as connection:
+        _there(await queries.queue_by_name(connection, name), name)
+    # A connection of its own: what was looked at comes back when it ends, whatever happens here.
+    broker = connect(plane.settings.broker_url.get_secret_value(), timeout_s=5)
+    try:
+        done = await Purge(plane.database, plane.redis, broker, caller.name).run(name)
+    except BrokerAway as away:
+        raise Unavailable(f"the broker is away: {away}") from away
+    except QueueTrouble as trouble:
+        raise Conflict(f"the broker refuses the queue {name!r}: {trouble}") from trouble
+    finally:
+        await broker.close()
+    return json_response({"purged": done.purged, "left": done.left})
 
 
 async def _set_paused(plane: Plane, caller: Caller, name: str, *, paused: bool) -> Response:

@@ -15,10 +15,11 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 
-from app.dispatch.broker import Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route
+from app.dispatch.broker import Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route, Sieve
 from app.dispatch.confirms import Publisher, any_uncertain, send
 from app.dispatch.message import Message
 from app.dispatch.rabbitmq import OpenChannel, find_or_make, keep_dead_letters, line_of
+from app.dispatch.sieves import AmqpSieve
 
 #: Most messages that wait for their confirm at once.
 WINDOW: Final = 1000
@@ -81,6 +82,18 @@ class Amqp:
             except ChannelClosed as error:
                 raise QueueTrouble(line_of(error)) from error
             return Backlog(found.message_count or 0, found.consumer_count or 0)
+
+    @asynccontextmanager
+    async def sieve(self, name: str, most: int) -> AsyncIterator[Sieve]:
+        async with self._asking():
+            channel = (await self._connected()).channel(publisher_confirms=False)
+            await channel.initialize()
+        try:
+            yield AmqpSieve(self._asking, channel, name, most)
+        finally:
+            with suppress(BrokerAway):
+                async with self._asking():
+                    await channel.close()
 
     async def check(self) -> None:
         async with self._asking() as open_channel, open_channel():

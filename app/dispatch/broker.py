@@ -4,12 +4,14 @@ A broker connects when it is first used, is bounded in time, and throws its conn
 comes late on an old connection can then say nothing about a new message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from app.dispatch.message import Message
+from workers.protocol import TaskId
 
 
 class BrokerAway(ConnectionError):
@@ -70,6 +72,29 @@ class Route:
     dead_letter_queue: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message of ours that waits in a queue; `number` names it until the sieve goes on."""
+
+    number: int
+    task_id: TaskId
+    #: Celery's retry number inside the attempt.
+    retries: int
+
+
+class Sieve(Protocol):
+    """Goes through what waits in a queue; see `app.dispatch.sieves`. Every call may raise QueueTrouble, BrokerAway."""
+
+    async def next(self) -> list[Waiting] | None:
+        """Messages of ours among the next ones, maybe none of them; None at the end."""
+
+    async def take(self, numbers: Collection[int]) -> set[int]:
+        """Take these of the last messages off the queue; those that no worker had taken before us."""
+
+    async def left(self) -> int:
+        """How many messages are still there."""
+
+
 class Broker(Protocol):
     """RabbitMQ or Redis, as the dispatch stage uses them."""
 
@@ -88,6 +113,9 @@ class Broker(Protocol):
 
     async def backlog(self, name: str) -> Backlog:
         """What waits in the queue. Raises QueueTrouble if there is no such queue, BrokerAway."""
+
+    def sieve(self, name: str, most: int) -> AbstractAsyncContextManager[Sieve]:
+        """Go through at most so many messages of a queue. Raises QueueTrouble, BrokerAway."""
 
     async def check(self) -> None:
         """One round trip. Raises BrokerAway."""

@@ -234,6 +234,14 @@ async def count_waiting(connection: Connection, queue: str, task: str, most: int
     return count
 
 
+async def lock_runs(connection: Connection, ids: Sequence[UUID]) -> list[Record]:
+    """These runs, as they stand until the transaction ends."""
+    rows: list[Record] = await connection.fetch(
+        "SELECT * FROM runs WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE", ids
+    )
+    return rows
+
+
 async def insert_default_queues(connection: Connection, names: Sequence[str], kind: str, *, dead_letter: bool) -> None:
     """Make queue rows with the given names where there are none."""
     await connection.execute(

@@ -10,7 +10,8 @@ worker that puts a message back then needs no binding table, which an eviction c
 
 import base64
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import uuid4
 
@@ -21,8 +22,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 
 from app import faults
-from app.dispatch.broker import CONFIRMED, Backlog, BrokerAway, Fate, Outcome, Route
+from app.dispatch.broker import CONFIRMED, Backlog, BrokerAway, Fate, Outcome, Route, Sieve
 from app.dispatch.message import Message
+from app.dispatch.sieves import RedisSieve
 
 #: kombu's: a message of priority p waits in the list of the greatest step that is not above p.
 PRIORITY_STEPS: Final = (0, 3, 6, 9)
@@ -101,6 +103,10 @@ class RedisBroker:
         except (RedisError, OSError, TimeoutError) as error:
             await self._discard()
             raise BrokerAway(_line(error)) from error
+
+    @asynccontextmanager
+    async def sieve(self, name: str, most: int) -> AsyncIterator[Sieve]:
+        yield RedisSieve(self._redis, [list_of(name, step) for step in PRIORITY_STEPS], most)
 
     async def check(self) -> None:
         try:

@@ -5,13 +5,14 @@ import asyncio
 import aio_pika
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from app.api.schemas.queues import QueueOut
 from app.database import Database
 from app.embedded import free_port
 from app.settings import Settings
 from tests.api.conftest import a_job, client_of
-from tests.dispatch.parts import amqp_channel
+from tests.dispatch.parts import Rig, amqp_channel
 
 QUEUES = "/api/v1/queues"
 
@@ -270,6 +271,36 @@ async def test_a_broker_that_is_away_is_told_in_the_backlog(settings: Settings, 
     async with client_of(away) as made:
         await made.post(QUEUES, json={"name": "q"})
         answer = await made.get(f"{QUEUES}/q")
+        refused = await made.post(f"{QUEUES}/q/purge")
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/unavailable")
     assert answer.status_code == 200
     assert answer.json()["backlog"]["ready"] is None
     assert answer.json()["backlog"]["problem"].startswith("the broker is away: ")
+
+
+async def test_a_purge_ends_the_runs_that_it_takes_back(
+    client: httpx.AsyncClient, settings: Settings, database: Database, redis: Redis, redis_url: str
+) -> None:
+    await client.post(QUEUES, json={"name": "mail"})
+    run = (await client.post("/api/v1/runs", json={"task": "x", "queue": "mail"})).json()
+    rig = Rig(settings, database, redis, redis_url)
+    await rig.topology().run_once()
+    await rig.outbox().run_once()
+    await client.post(f"{QUEUES}/mail/pause")
+    later = (await client.post("/api/v1/runs", json={"task": "x", "queue": "mail"})).json()
+    assert (await client.get(f"{QUEUES}/mail")).json()["backlog"]["ready"] == 1
+    answer = await client.post(f"{QUEUES}/mail/purge")
+    assert (answer.status_code, answer.json()) == (200, {"purged": 1, "left": 0})
+    run = (await client.get(f"/api/v1/runs/{run['id']}")).json()
+    assert (run["state"], run["reason"], run["cancel"]["by"]) == ("REVOKED", "purged by anonymous", "anonymous")
+    assert (await client.get(f"/api/v1/runs/{later['id']}")).json()["state"] == "PENDING"
+    assert (await client.post(f"{QUEUES}/none/purge")).status_code == 404
+    assert (await client.post(f"{QUEUES}/mail/purge", json={"all": True})).status_code == 422
+    await rig.close()
+
+
+async def test_a_purge_of_a_queue_that_the_broker_does_not_have_is_refused(amqp_client: httpx.AsyncClient) -> None:
+    await amqp_client.post(QUEUES, json={"name": "q"})
+    refused = await amqp_client.post(f"{QUEUES}/q/purge")
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
+    assert "no queue 'q'" in refused.json()["detail"]
