@@ -31,9 +31,10 @@ log = structlog.get_logger()
 RETRY_S: Final = 5.0
 FIRST_PAUSE_S: Final = 0.2
 LAST_PAUSE_S: Final = 5.0
-#: How often the runs that wait are told why, and the most of the time that this may take.
+#: How often the runs that wait are told why; less often where that would take more than this share of the time.
 _TELL_EVERY_S: Final = 1.0
 _TELL_SHARE: Final = 0.05
+_TELL_AT_LEAST_EVERY_S: Final = 10.0
 _MOST_COUNTED: Final = 100_000
 
 
@@ -176,7 +177,8 @@ class Outbox:
         await self._log_held({(hold.queue, hold.task): hold.workers for hold in holds if hold.workers})
         more = self._limit in {len(told), len(consumed)}
         took = clock_of_loop() - begin
-        self._tell_at = 0.0 if more else begin + max(_TELL_EVERY_S, took / _TELL_SHARE)
+        pause_s = min(max(_TELL_EVERY_S, took / _TELL_SHARE), _TELL_AT_LEAST_EVERY_S)
+        self._tell_at = 0.0 if more else begin + pause_s
         return more
 
     async def _log_held(self, held: dict[tuple[str, str], tuple[str, ...]]) -> None:

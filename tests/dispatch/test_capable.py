@@ -4,16 +4,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from app.dispatch.hold import hold_of
-from app.progress.announce import channel_of
 from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
 from tests.dispatch.parts import Rig, taken
 from tests.dispatch.test_outbox import drain
+from tests.feed.feeds import api, client
 from tests.processes import eventually
-from workers.protocol import RUNS_CHANNEL
 
 HELD = "no worker on the queue registers the task (celery@a, celery@b consume it)"
 
@@ -53,22 +51,14 @@ async def reason_of(rig: Rig, outbox: Any, run: Any, wanted: str | None) -> None
     await eventually(says, 10, f"the reason {wanted!r}")
 
 
-async def test_a_task_that_no_worker_registers_waits_and_says_so(redis_rig: Rig, redis: Redis) -> None:
+async def test_a_task_that_no_worker_registers_waits_and_says_so(redis_rig: Rig) -> None:
     await redis_rig.ready_queue("q")
     await seen(redis_rig, "q", workers=["celery@a", "celery@b"], known=["svc.other"])
     unknown, also = await redis_rig.runs("q", 2)
     (known,) = await redis_rig.runs("q", task="svc.other")
     outbox = redis_rig.outbox()
     with capture_logs() as logs:
-        async with redis.pubsub(ignore_subscribe_messages=True) as feed:
-            await feed.subscribe(channel_of(redis, RUNS_CHANNEL))
-            await reason_of(redis_rig, outbox, unknown, HELD)
-
-            async def announced() -> bool:
-                news = await feed.get_message(timeout=0.1)
-                return news is not None and str(unknown).encode() in news["data"] and HELD.encode() in news["data"]
-
-            await eventually(announced, 5, "the reason on the feed")
+        await reason_of(redis_rig, outbox, unknown, HELD)
         await drain(outbox)
     assert await taken(redis_rig.url, "q") == [f"{known}.1"]
     row = await redis_rig.row(unknown)
@@ -82,6 +72,18 @@ async def test_a_task_that_no_worker_registers_waits_and_says_so(redis_rig: Rig,
     await drain(outbox)
     assert await taken(redis_rig.url, "q") == [f"{unknown}.1", f"{also}.1"]
     assert (await redis_rig.row(unknown))["reason"] is None
+
+
+async def test_a_hold_is_told_on_the_feed(redis_rig: Rig) -> None:
+    await redis_rig.ready_queue("q")
+    await seen(redis_rig, "q", workers=["celery@a", "celery@b"], known=["svc.other"])
+    (run,) = await redis_rig.runs("q")
+    plane = (redis_rig.database, redis_rig.redis, redis_rig.settings)
+    async with api(*plane) as feed, client(feed.url(f"/runs/{run}/feed")) as watcher:
+        assert (await watcher.until("run"))["run"]["reason"] is None
+        await drain(redis_rig.outbox())
+        frame = await watcher.until("run")
+    assert (frame["run"]["reason"], frame["run"]["version"]) == (HELD, 2)
 
 
 async def test_what_was_seen_long_ago_holds_nothing_back(redis_rig: Rig) -> None:
