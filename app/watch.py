@@ -1,12 +1,15 @@
 """`jobplane watch RUN_ID`: follows a run in the terminal over its feed."""
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http.client import HTTPException
 from typing import Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import ProxyHandler, build_opener
 from uuid import UUID
 
 import orjson
@@ -23,9 +26,12 @@ INTERRUPTED: Final = 130
 
 #: Closes after which a new connection will not fare better.
 _FINAL_CODES: Final = frozenset({4400, 4401, 4403, 4404})
+_NEAR: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _MOST_BYTES: Final = 16 * 1024 * 1024
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 5.0
+#: A run that is PENDING for so long is asked why, and then as often again while it is.
+_ASK_WHY_S: Final = 5.0
 
 
 class _Stop(Exception):
@@ -44,7 +50,11 @@ async def watch(url_base: str, run_id: str, console: Console | None = None) -> i
     try:
         url = _feed_url(url_base, run_id)
         with _Screen(console) as screen:
-            await _follow(url, screen)
+            asking = asyncio.create_task(_ask_why(url, screen))
+            try:
+                await _follow(url, screen)
+            finally:
+                asking.cancel()
     except _Stop as stop:
         if stop.line is not None:
             console.print(Text(stop.line))
@@ -69,7 +79,7 @@ async def _follow(url: str, screen: "_Screen") -> NoReturn:
     """Until `_Stop`. The first connection must succeed; a later one is tried until it does."""
     met, retry_s = False, _FIRST_RETRY_S
     # A proxy named by the environment cannot reach this machine's own loopback.
-    proxy: Literal[True] | None = None if urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"} else True
+    proxy: Literal[True] | None = None if urlsplit(url).hostname in _NEAR else True
     while True:
         try:
             async with connect(url, compression=None, max_size=_MOST_BYTES, open_timeout=10, proxy=proxy) as socket:
@@ -91,6 +101,26 @@ async def _follow(url: str, screen: "_Screen") -> NoReturn:
         retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
 
+async def _ask_why(feed_url: str, screen: "_Screen") -> NoReturn:
+    """Tell the most telling reason of a run that stays PENDING; a plane that does not answer is asked again."""
+    parts = urlsplit(feed_url)
+    url = urlunsplit((parts.scheme.replace("ws", "http", 1), parts.netloc, f"{parts.path[: -len('feed')]}why", "", ""))
+    while True:
+        await asyncio.sleep(_ASK_WHY_S)
+        if screen.state == "PENDING":
+            with contextlib.suppress(OSError, HTTPException, ValueError, LookupError):
+                answer = orjson.loads(await asyncio.to_thread(_get, url))
+                screen.waits(answer["items"][0]["code"], answer["items"][0]["detail"])
+
+
+def _get(url: str) -> bytes:
+    near = urlsplit(url).hostname in _NEAR
+    opener = build_opener(ProxyHandler({})) if near else build_opener()
+    with opener.open(url, timeout=2) as answer:
+        body: bytes = answer.read(_MOST_BYTES)
+        return body
+
+
 async def _read(socket: ClientConnection, screen: "_Screen") -> NoReturn:
     """Show what a connection says; `_Stop` at the end of the run, ConnectionClosed at any other."""
     while True:
@@ -110,6 +140,9 @@ class _Screen:
     task: TaskID = field(init=False)
     version: int = field(init=False, default=0)
     last_line: str = field(init=False, default="")
+    state: str = field(init=False, default="")
+    #: The code of the reason that was told last; a sentence of the same one only has other figures.
+    last_code: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.bar = Progress(
@@ -138,6 +171,7 @@ class _Screen:
         first = self.version == 0
         self.version = run["version"]
         state, progress = run["state"], run["progress"] or {}
+        self.state = state
         ended = run["end_time"] is not None
         percent = 100.0 if state == "SUCCESS" else progress.get("percent")
         attempt = f"attempt {run['attempt']}" if run["attempt"] > 1 else ""
@@ -164,6 +198,12 @@ class _Screen:
         if ended:
             self.bar.refresh()
             self._tell_end(run, elapsed_s)
+
+    def waits(self, code: str, detail: str) -> None:
+        """Why a run is still PENDING, once for each reason."""
+        if self.state == "PENDING" and code != self.last_code:
+            self.last_code = code
+            self._say(f"waits: {_clean(detail)}")
 
     def interrupted(self) -> None:
         """The connection is gone."""

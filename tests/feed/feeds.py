@@ -1,4 +1,4 @@
-"""API processes with nothing but the feed in them, clients of it, and runs to follow."""
+"""API processes with little but the feed in them, clients of it, and runs to follow."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from app.api import why
 from app.api.feed import router
 from app.api.server import Server, config
 from app.database import Connection, Database, Record, clock, new_id
@@ -48,6 +49,7 @@ async def api(
     await hub.start()
     app = FastAPI()
     app.include_router(router, prefix="/api/v1")
+    app.include_router(why.router, prefix="/api/v1")
     app.state.plane = SimpleNamespace(settings=settings, database=database, redis=redis, hub=hub)
     port = port or free_port()
     server = Server(config(app, host="127.0.0.1", port=port, log_config=None, log_level="warning"), hub.drain)

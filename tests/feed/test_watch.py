@@ -53,6 +53,22 @@ async def test_lines_where_there_is_no_terminal(feed: Api, runs: Runs) -> None:
     assert "\x1b" not in text(console)
 
 
+async def test_a_run_that_stays_pending_is_told_why(feed: Api, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.watch._ASK_WHY_S", 0.05)
+    [run_id] = await runs.make()
+    console = paper()
+    task = asyncio.create_task(watch(feed.http, str(run_id), console))
+    reason = "waits: No scheduler lives, so nothing is fired, sent, recorded or ended."
+
+    async def told() -> bool:
+        return reason in text(console)
+
+    await eventually(told, what="the reason is told")
+    await runs.move(run_id, to="SUCCESS")
+    assert await task == 0
+    assert text(console).count("waits: ") == 1
+
+
 async def test_a_bar_where_there_is_one(feed: Api, runs: Runs) -> None:
     [run_id] = await runs.make()
     await runs.progress(run_id, 3)
