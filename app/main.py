@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import faults, log
-from app.api import documents, feed, health, job_actions, jobs, problems, queues, runs, why
+from app.api import catalogue, documents, feed, health, job_actions, jobs, problems, queues, runs, why
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
@@ -69,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         runs.router,
         why.router,
         queues.router,
+        catalogue.router,
         feed.router,
     ):
         api.include_router(router)

@@ -1,7 +1,7 @@
 """`/jobs`: create, read, list, replace, patch, delete. What a job does now stands in `job_actions`."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from app.api import pages
 from app.api.bodies import MERGE_PATCH, JsonRoute, merge
 from app.api.caller import CallerOf
+from app.api.capable import StrictOf, warnings_of
 from app.api.conditions import IfMatch, IfMatchOf
 from app.api.documents import body_of, problems, writing
 from app.api.idempotency import KeyOf
@@ -19,6 +20,7 @@ from app.api.schemas.fields import Word
 from app.api.schemas.jobs import JobIn, JobOut, JobPage
 from app.api.views import job_view
 from app.api.writes import Done, json_response, tag, write
+from app.catalogue import queries as catalogue
 from app.database import Connection, Record
 from app.due.tick import settle_job
 from app.errors import Invalid, NotFound
@@ -29,6 +31,10 @@ from app.schedule.sizes import check_arguments
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
 
+#: The column behind each kind of trouble.
+_PROBLEMS: Final = {"contract": "contract_problem", "parked": "problem"}
+
+
 class JobQuery(pages.PageQuery):
     """Filters of the list of jobs."""
 
@@ -37,6 +43,11 @@ class JobQuery(pages.PageQuery):
     queue: Word | None = None
     task: Word | None = None
     enabled: bool | None = None
+    problem: Literal["contract", "parked"] | None = Field(
+        None,
+        description="only jobs in trouble: `contract`, whose arguments do not fit the task that live workers "
+        "register; `parked`, whose trigger cannot be evaluated",
+    )
     label: list[Word] = Field(
         default_factory=list, max_length=20, description="`name:value`, or `name` for any value; all must match"
     )
@@ -55,18 +66,21 @@ async def list_jobs(plane: PlaneOf, query: Annotated[JobQuery, Query()]) -> Resp
             equal=equal,
             labels=dict(label.split(":", 1) for label in query.label if ":" in label),
             label_names=[label for label in query.label if ":" not in label],
+            problem=None if query.problem is None else _PROBLEMS[query.problem],
         )
     items, more = where.cut(rows)
     return json_response(pages.page(where, [job_view(row) for row in items], more, items[-1]["id"] if items else None))
 
 
 @router.post("", response_model=JobOut, status_code=201, responses=writing(409))
-async def create_job(plane: PlaneOf, caller: CallerOf, body: JobIn, key: KeyOf) -> Response:
-    """A new job; its schedule begins now."""
+async def create_job(plane: PlaneOf, caller: CallerOf, body: JobIn, key: KeyOf, strict: StrictOf = False) -> Response:
+    """A new job; its schedule begins now. What may keep its runs from running is told in `warnings`."""
     definition = _checked(plane, body)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        return _done(await definitions.create(connection, now, plane.settings, definition, caller.name), status=201)
+        job = await definitions.create(connection, now, plane.settings, definition, caller.name)
+        warnings = await warnings_of(connection, now, job, strict=strict)
+        return _done(job, warnings, status=201)
 
     return await write(plane, effect, key)
 
@@ -80,13 +94,15 @@ async def get_job(plane: PlaneOf, job_id: UUID) -> Response:
 
 
 @router.put("/{job_id}", response_model=JobOut, responses=writing(404, 409, 412))
-async def replace_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: JobIn, if_match: IfMatchOf) -> Response:
+async def replace_job(
+    plane: PlaneOf, caller: CallerOf, job_id: UUID, body: JobIn, if_match: IfMatchOf, strict: StrictOf = False
+) -> Response:
     """Another definition, from now on; what the body leaves out gets its default. An equal one changes nothing."""
     definition = _checked(plane, body)
 
     async def effect(connection: Connection, now: datetime) -> Done:
         job = await _locked(connection, job_id, if_match)
-        return await _edit(plane, connection, now, job, definition, caller.name)
+        return await _edit(plane, connection, now, job, definition, caller.name, strict)
 
     return await write(plane, effect)
 
@@ -102,7 +118,9 @@ async def replace_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: JobI
         example={"enabled": False, "kwargs": {"since": None}},
     ),
 )
-async def patch_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, request: Request, if_match: IfMatchOf) -> Response:
+async def patch_job(
+    plane: PlaneOf, caller: CallerOf, job_id: UUID, request: Request, if_match: IfMatchOf, strict: StrictOf = False
+) -> Response:
     """A merge patch (RFC 7396) of the definition, from now on."""
     patch = await read_patch(request)
 
@@ -114,7 +132,7 @@ async def patch_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, request: Req
         except ValidationError as error:
             located = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
             raise Invalid(*field_errors(located, body)) from None
-        return await _edit(plane, connection, now, job, definition, caller.name)
+        return await _edit(plane, connection, now, job, definition, caller.name, strict)
 
     return await write(plane, effect)
 
@@ -157,13 +175,24 @@ async def _locked(connection: Connection, job_id: UUID, if_match: IfMatch) -> Re
 
 
 async def _edit(
-    plane: Plane, connection: Connection, now: datetime, job: Record, definition: Definition, author: str
+    plane: Plane, connection: Connection, now: datetime, job: Record, definition: Definition, author: str, strict: bool
 ) -> Done:
-    """The locked job with this definition; the old one is settled first, unless both are equal."""
+    """The locked job with this definition; the old one is settled first, unless both are equal.
+
+    Work that was there before and fits no more is no reason to refuse another change: it is a warning then.
+    """
+    same_work = all(getattr(definition, name) == job[name] for name in ("task", "queue", "args", "kwargs"))
+    runs: list[Record] = []
     if Definition.of(job) == definition and job["problem"] is None:
-        return _done(await definitions.found(connection, job["id"]))
-    job, runs = await settled(connection, now, job["id"])
-    return _done(await definitions.edit(connection, now, plane.settings, job, definition, author), runs=runs)
+        job = await definitions.found(connection, job["id"])
+    else:
+        job, runs = await settled(connection, now, job["id"])
+        job = await definitions.edit(connection, now, plane.settings, job, definition, author)
+    warnings = await warnings_of(connection, now, job, strict=strict, refuse=not same_work)
+    if job["contract_problem"] is not None and not same_work:
+        await catalogue.set_contract_problems(connection, [(job["id"], job["version"], None)])
+        job = await definitions.found(connection, job["id"])
+    return _done(job, warnings, runs=runs)
 
 
 def _checked(plane: Plane, body: JobIn) -> Definition:
@@ -171,8 +200,8 @@ def _checked(plane: Plane, body: JobIn) -> Definition:
     return body.definition()
 
 
-def _done(job: Record, *, status: int = 200, runs: list[Record] | None = None) -> Done:
+def _done(job: Record, warnings: list[dict[str, str]], *, status: int = 200, runs: list[Record] | None = None) -> Done:
     headers = {"ETag": tag(job["version"])}
     if status == 201:
         headers["Location"] = f"/api/v1/jobs/{job['id']}"
-    return Done(job_view(job), status, headers, runs or (), ring=True)
+    return Done(job_view(job, warnings), status, headers, runs or (), ring=True)

@@ -11,6 +11,7 @@ from app.api import pages, queries
 from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
 from app.api.cancel import cancel_run as cancel
+from app.api.capable import StrictOf, warnings_of
 from app.api.conditions import IfNoneMatchOf
 from app.api.documents import problems, writing
 from app.api.idempotency import KeyOf
@@ -57,12 +58,13 @@ async def list_runs(plane: PlaneOf, query: Annotated[RunQuery, Query()]) -> Resp
 
 
 @router.post("", response_model=RunOut, status_code=201, responses=writing())
-async def create_run(plane: PlaneOf, caller: CallerOf, body: RunIn, key: KeyOf) -> Response:
+async def create_run(plane: PlaneOf, caller: CallerOf, body: RunIn, key: KeyOf, strict: StrictOf = False) -> Response:
     """A task run once, now, without a job."""
     check_arguments(body.args, body.kwargs, plane.settings.args_limit_kib)
 
     async def effect(connection: Connection, now: datetime) -> Done:
         await check_queue(connection, plane.settings, body.model_dump())
+        await warnings_of(connection, now, body.model_dump(), strict=strict)
         run = NewRun(
             id=new_id(),
             kind="adhoc",

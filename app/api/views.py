@@ -36,7 +36,7 @@ _QUEUE: Final = (
 )
 
 
-def job_view(row: Mapping[str, Any]) -> dict[str, Any]:
+def job_view(row: Mapping[str, Any], warnings: list[dict[str, str]] | None = None) -> dict[str, Any]:
     """A job out of a row with its newest run (`app.schedule.queries.job_with_last_run`)."""
     pause = last_run = None
     if row["pause_time"] is not None:
@@ -50,6 +50,7 @@ def job_view(row: Mapping[str, Any]) -> dict[str, Any]:
         "pause": pause,
         "problem": row["problem"],
         "contract_problem": row["contract_problem"],
+        "warnings": warnings,
         "next_run_time": row["next_run_time"],
         "last_run_time": row["last_run_time"],
         "last_run": last_run,

@@ -149,8 +149,10 @@ async def jobs_page(
     equal: Mapping[str, Any],
     labels: Mapping[str, str],
     label_names: Sequence[str],
+    problem: str | None = None,
 ) -> list[Record]:
-    """Jobs behind an id in the order of ids, with their newest runs; `equal` are columns and their values."""
+    """Jobs behind an id in the order of ids, with their newest runs; `equal` are columns and their values, and
+    `problem` is a column that must say something."""
     jobs = cast(Any, Job).__table__.c
     runs = cast(Any, Run).__table__.c
     last = (
@@ -179,6 +181,8 @@ async def jobs_page(
         statement = statement.where(jobs.labels.contains(dict(labels)))
     for name in label_names:
         statement = statement.where(jobs.labels.has_key(name))
+    if problem is not None:
+        statement = statement.where(jobs[problem].is_not(None))
     return await rows(connection, statement)
 
 

@@ -43,7 +43,8 @@ async def test_a_job_is_made_read_and_deleted(client: httpx.AsyncClient, queue: 
     assert timedelta() < instant(job["next_run_time"]) - datetime.now(UTC) <= timedelta(minutes=5)
 
     read = await client.get(answer.headers["location"])
-    assert read.json() == job
+    assert job["warnings"][0]["code"] == "no_worker"
+    assert read.json() == {**job, "warnings": None}, "warnings are told to who writes"
     assert (await client.delete(answer.headers["location"])).status_code == 204
     gone = await client.get(answer.headers["location"])
     assert (gone.status_code, gone.json()["type"]) == (404, "/problems/not-found")
@@ -86,7 +87,7 @@ async def test_a_policy_of_before_is_shown_whole_and_stays_equal(
     async with database.transaction() as connection:
         await connection.execute("UPDATE jobs SET retry = retry - 'jitter' - 'retry_on'")
     url = f"{JOBS}/{job['id']}"
-    assert (await client.get(url)).json() == job
+    assert (await client.get(url)).json() == {**job, "warnings": None}
     assert (await client.put(url, json=a_job())).json() == job
     assert (await client.patch(url, json={"retry": {"max_attempts": None}})).json() == job
     changed = (await client.patch(url, json={"retry": {"jitter": "full", "retry_on": ["KeyError"]}})).json()
@@ -124,7 +125,7 @@ async def test_etags(client: httpx.AsyncClient, queue: str) -> None:
     ):
         answer = await request
         assert (answer.status_code, answer.json()["type"]) == (412, "/problems/precondition-failed")
-    assert (await client.get(url)).json() == job
+    assert (await client.get(url)).json() == {**job, "warnings": None}
     assert (await client.patch(url, json={"description": "x"}, headers={"If-Match": '"1"'})).json()["version"] == 2
 
 

@@ -72,6 +72,7 @@ EXAMPLE_JOB_OUT: dict[str, Any] = {
     "pause": None,
     "problem": None,
     "contract_problem": None,
+    "warnings": None,
     "next_run_time": "2026-03-02T05:00:00Z",
     "last_run_time": "2026-03-01T23:00:00.012000Z",
     "last_run": {
@@ -180,6 +181,13 @@ class LastRunOut(Out):
     end_time: datetime | None
 
 
+class WarningOut(Out):
+    """Something that may keep a job's runs from running."""
+
+    code: Literal["no_worker", "task_not_registered", "some_lack_task", "consumer_timeout", "contract"]
+    detail: str
+
+
 class JobOut(Out):
     """A job: its definition, and where its schedule stands."""
 
@@ -208,6 +216,9 @@ class JobOut(Out):
     pause: PauseOut | None = Field(description="operational: a deploy never touches it")
     problem: str | None = Field(description="why the job is parked, if its trigger could not be evaluated")
     contract_problem: str | None = Field(description="why its arguments do not fit the task that live workers register")
+    warnings: list[WarningOut] | None = Field(
+        description="in the answer to a create or edit: what may keep its runs from running; else null"
+    )
     next_run_time: datetime | None = Field(description="when it fires next, jitter included; null: never")
     last_run_time: datetime | None = Field(description="when it last fired")
     last_run: LastRunOut | None
