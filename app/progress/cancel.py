@@ -60,12 +60,13 @@ class Canceller:
 
     async def run_once(self) -> bool:
         """One pass over at most `PAGE` runs; whether there may be more. A part that is away is told on the runs."""
-        async with self._database.transaction() as connection:
-            now = await clock(connection)
-            until = now + _HOLD
-            rows = await queries.take_due(connection, now, until, PAGE)
-        if not rows:
+        async with self._database.reading() as connection:
+            now, next_time = await queries.time_of_next_look(connection)
+        if next_time is None or next_time > now:
             return False
+        until = now + _HOLD
+        async with self._database.transaction() as connection:
+            rows = await queries.take_due(connection, now, until, PAGE)
         looks = await self._pursue(now, [row for row in rows if row["end_time"] is None])
         looks |= await self._look_after(now, [row for row in rows if row["end_time"] is not None])
         async with self._database.transaction() as connection:

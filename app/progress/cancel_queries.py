@@ -12,6 +12,14 @@ from app.progress.cancelling import Audience
 _LIVES: Final = timedelta(seconds=30)
 
 
+async def time_of_next_look(connection: Connection) -> tuple[datetime, datetime | None]:
+    """The clock, and when the first cancel is to be looked at; one cheap question, for it is asked at every ring."""
+    row = await connection.fetchrow(
+        "SELECT clock_timestamp() AS now, (SELECT min(cancel_next_time) FROM runs) AS next_time"
+    )
+    return row["now"], row["next_time"]
+
+
 async def take_due(connection: Connection, now: datetime, until: datetime, limit: int) -> list[Record]:
     """Runs whose cancel is to be looked at now, put off until then so that no other pass looks at the same time.
 
