@@ -18,7 +18,7 @@ ROOT = HERE.parent.parent
 PYTHONS = {"5.7": Path(sys.executable), "5.4": ROOT / ".venv-celery54" / "bin" / "python"}
 POOLS = ("prefork", "threads", "solo")
 #: Broker and results: how messages reach the worker, and how its words reach us.
-ROUTES = ("redis+redis", "amqp+redis")
+ROUTES = ("redis+redis", "amqp+redis", "amqp+rpc")
 
 QUEUE = "stock"
 #: A queue that the worker does not consume at first.
@@ -47,12 +47,12 @@ CELLS = [Cell(*cell) for cell in itertools.product(PYTHONS, POOLS, ROUTES)]
 
 #: Every Celery with every pool and with every route.
 FEW = [
-    Cell("5.4", "prefork", "amqp+redis"),
+    Cell("5.4", "prefork", "amqp+rpc"),
     Cell("5.4", "threads", "redis+redis"),
     Cell("5.4", "solo", "amqp+redis"),
     Cell("5.7", "prefork", "redis+redis"),
     Cell("5.7", "threads", "amqp+redis"),
-    Cell("5.7", "solo", "redis+redis"),
+    Cell("5.7", "solo", "amqp+rpc"),
 ]
 
 
