@@ -47,6 +47,7 @@ STARTED = replace(SENT, state="STARTED", worker="celery@a", start_time=AGO)
 ENDED = replace(STARTED, end_time=NOW)
 ERROR = {"type": "ValueError", "message": "no such file\nreally", "traceback": None}
 ATTEMPT = {"attempt": 1, "state": "FAILURE", "worker": "celery@a", "error": ERROR}
+CANCEL = {"time": "2026-11-22T11:59:00Z", "by": "bob", "terminate": False, "grace_s": 0}
 THIEF = "not registered: worker thief@b without t took it"
 
 
@@ -91,10 +92,23 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         "The run ended with REVOKED at 2026-11-22T12:00:00Z: cancelled by bob.",
     ),
     (
-        replace(STARTED, cancel={"time": "2026-11-22T11:59:00Z", "by": "bob", "terminate": False, "grace_s": 0}),
+        replace(STARTED, cancel=CANCEL),
         CALM,
         ["cancel_asked", "running"],
-        "A cancel was asked for by bob at 2026-11-22T11:59:00Z and is being pursued.",
+        "A cancel was asked for by bob at 2026-11-22T11:59:00Z: it is being pursued.",
+    ),
+    (
+        replace(SENT, cancel=CANCEL, reason="cancel asked by bob: waits for Redis"),
+        CALM,
+        ["cancel_asked", "dispatched_waiting"],
+        "A cancel was asked for by bob at 2026-11-22T11:59:00Z: waits for Redis.",
+    ),
+    (
+        replace(STARTED, reason="a worker has started it, and its message was given up"),
+        CALM,
+        ["running"],
+        "The worker celery@a has had it for 8 minutes; its last news came 3 seconds ago; a worker has started it, and "
+        "its message was given up.",
     ),
     (
         STARTED,
@@ -228,7 +242,13 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         replace(NEW, dispatches=1, reason="lost on the way: sent again"),
         CALM,
         ["lost_resent"],
-        "Its message was lost on the way and is about to be sent again.",
+        "Its message is about to be sent again: lost on the way.",
+    ),
+    (
+        replace(NEW, dispatches=1, reason="its message was given up by the queue q: sent again", due_time=SOON),
+        CALM,
+        ["lost_resent"],
+        "Its message goes out again at 2026-11-22T12:00:09Z, in 9 seconds: its message was given up by the queue q.",
     ),
     (
         replace(NEW, reason="unroutable", due_time=SOON),
@@ -290,6 +310,13 @@ def test_a_run(standing: Standing, surroundings: Surroundings, codes: list[str],
     assert [item.code for item in items] == codes
     if detail:
         assert items[0].detail == detail
+
+
+def test_a_worker_that_the_queue_has_lost_since_is_not_named() -> None:
+    gone = {**WORKER, "node": "celery@gone", "seen_time": NOW - timedelta(seconds=9)}
+    new = {**WORKER, "node": "celery@new", "seen_time": NOW}
+    (item,) = why_run(NOW, run_of(SENT), around(workers=[WORKER, gone, new]), ahead=0)
+    assert item.workers == ["celery@a", "celery@new"]
 
 
 def test_what_else_waits_for_the_queue_is_counted_up_to_a_bound() -> None:

@@ -80,8 +80,15 @@ def common_tasks(now: datetime, around: Surroundings) -> Sequence[str] | None:
 
 
 def live_workers(now: datetime, around: Surroundings) -> list[Mapping[str, Any]]:
-    """The live workers that consume the queue."""
-    return [one for one in around.workers if one["consumes"] and now - one["seen_time"] <= SEEN_AGE]
+    """The live workers that consume the queue, without those that have gone since they were seen."""
+    sighting = fresh(now, around)
+
+    def lives(worker: Mapping[str, Any]) -> bool:
+        gone = sighting is not None and sighting["look_time"] >= worker["seen_time"]
+        gone = gone and sighting is not None and worker["node"] not in sighting["workers"]
+        return worker["consumes"] and now - worker["seen_time"] <= SEEN_AGE and not gone
+
+    return [worker for worker in around.workers if lives(worker)]
 
 
 def agree(names: Sequence[str], one: str = "consumes", more: str = "consume") -> str:

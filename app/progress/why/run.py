@@ -33,6 +33,7 @@ MOST_AHEAD: Final = 1000
 _MOST_TEXT: Final = 300
 
 _TAKER = re.compile(r"^not registered: worker (\S+) without ")
+_RESENT = ("lost on the way", "its message ")
 _AWAY = re.compile(r"^broker away since (\S+)$")
 
 
@@ -72,7 +73,9 @@ def _cancel(run: Mapping[str, Any]) -> Iterator[Item]:
     if run["cancel"]:
         asked = datetime.fromisoformat(run["cancel"]["time"])
         by = run["cancel"]["by"]
-        detail = f"A cancel was asked for by {by} at {instant(asked)} and is being pursued."
+        how = (run["reason"] or "").removeprefix(f"cancel asked by {by}: ")
+        what = how if how and how != run["reason"] else "it is being pursued"
+        detail = f"A cancel was asked for by {by} at {instant(asked)}: {what}."
         yield Item("cancel_asked", detail, time=asked, by=by)
 
 
@@ -114,9 +117,11 @@ def _at_work(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Ite
         at = "" if percent is None else f" and is at {percent:g}%"
         detail = (
             f"The worker {worker or '(which did not say its name)'} has had it for {duration(now - start)}{at}; "
-            f"its last news came {duration(now - run['update_time'])} ago."
+            f"its last news came {duration(now - run['update_time'])} ago"
         )
-        yield Item("running", detail, time=start, worker=worker)
+        if run["reason"] and run["reason"] != REVOKED_OUTSIDE and not run["cancel"]:
+            detail += f"; {run['reason']}"
+        yield Item("running", f"{detail}.", time=start, worker=worker)
     yield from no_scheduler(around)
     if run["reason"] == REVOKED_OUTSIDE:
         yield _revoked_outside(run)
@@ -153,8 +158,8 @@ def _unsent(now: datetime, run: Mapping[str, Any], around: Surroundings) -> list
     elif reason.startswith("worker lost"):
         detail = f"The worker of attempt {run['attempt'] - 1} was lost; attempt {run['attempt']} is about to be sent."
         items.append(Item("worker_lost", detail))
-    elif reason.startswith("lost on the way"):
-        items.append(Item("lost_resent", "Its message was lost on the way and is about to be sent again."))
+    elif reason.startswith(_RESENT):
+        items.append(Item("lost_resent", f"Its message is about to be sent again: {_without_tail(reason)}."))
     if not items:
         waits = duration(now - due)
         detail = f"It is about to be sent to the queue {run['queue']}; it has been due for {waits}."
@@ -168,12 +173,19 @@ def _later(now: datetime, run: Mapping[str, Any]) -> Item:
     if reason == "unroutable":
         detail = f"The broker gave its message back, for no queue is bound for its route; it is sent again {when}."
         return Item("unroutable", detail, time=due, queue=run["queue"])
-    if run["attempts"] and not reason.startswith(("no message", "the ")):
+    if reason.startswith(_RESENT):
+        detail = f"Its message goes out again {when}: {_without_tail(reason)}."
+        return Item("lost_resent", detail, time=due, queue=run["queue"])
+    if run["attempts"] and reason.startswith("retry backoff"):
         ended = run["attempts"][-1]
         error = _error(ended["error"]) if ended.get("error") else ended["state"]
         detail = f"Attempt {ended['attempt']} failed with {error}; attempt {run['attempt']} goes out {when}."
         return Item("retry_backoff", detail, time=due, worker=ended.get("worker"))
     return Item("refused", f"It is tried again {when}{': ' + reason if reason else ''}.", time=due, queue=run["queue"])
+
+
+def _without_tail(reason: str) -> str:
+    return reason.removesuffix(": sent again")
 
 
 def _taken(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Iterator[Item]:
