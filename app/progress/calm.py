@@ -52,6 +52,10 @@ class Calm:
         """Whether Redis has been there for a full lease: what has no lease now is held by nobody."""
         return time.monotonic() >= self._calm_at
 
+    def saw(self, sent_time: datetime, now: datetime) -> bool:
+        """Whether Redis has been there all the time since then: nothing that was said since can be lost."""
+        return sent_time > now - timedelta(seconds=time.monotonic() - self._up_since)
+
     def knows_of(self, sent_time: datetime, now: datetime) -> bool:
         """Whether a lease of a message sent then would be there now."""
-        return self.calm or sent_time > now - timedelta(seconds=time.monotonic() - self._up_since)
+        return self.calm or self.saw(sent_time, now)

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 #: Longest wait for the broker, and for workers that answer.
 _CONNECT_S: Final = 2.0
 _ANSWER_S: Final = 1.0
+_ALL_ANSWER_S: Final = 2.0
 _PATIENCE_S: Final = 6.0
 
 
@@ -68,6 +69,35 @@ class Control:
             return {node: {task["id"] for task in tasks} for node, tasks in (asked.active() or {}).items()}
 
         return await self._say(say)
+
+    async def consuming(self) -> dict[str, set[str]] | None:
+        """The queues of every worker that answers in time; None if the broker is away."""
+
+        def say(app: Celery, connection: Any) -> dict[str, set[str]]:
+            replies = app.control.inspect(timeout=_ALL_ANSWER_S, connection=connection).active_queues() or {}
+            return {node: {queue["name"] for queue in queues} for node, queues in replies.items()}
+
+        return await self._say(say)
+
+    async def holding(self, nodes: Sequence[str]) -> dict[str, set[str]] | None:
+        """The ids of the tasks that each of these workers is at, has taken, or keeps for later.
+
+        Without those that do not answer all of it in time; None if the broker is away.
+        """
+
+        def say(app: Celery, connection: Any) -> dict[str, set[str]]:
+            asked = app.control.inspect(
+                destination=list(nodes), timeout=_ANSWER_S, limit=len(nodes), connection=connection
+            )
+            # In the order in which a task goes on, so that none slips through between two questions.
+            answers = [asked.scheduled() or {}, asked.reserved() or {}, asked.active() or {}]
+            return {
+                node: {task.get("request", task)["id"] for answer in answers for task in answer[node]}
+                for node in nodes
+                if all(node in answer for answer in answers)
+            }
+
+        return await self._say(say) if nodes else {}
 
     async def _say(self, say: Callable[[Celery, Any], T]) -> T | None:
         if not self._hangs.acquire(blocking=False):

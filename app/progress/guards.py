@@ -52,6 +52,11 @@ def sent_again(row: Mapping[str, Any]) -> Maker:
     )
 
 
+def lost_between_retries(row: Mapping[str, Any]) -> Maker:
+    detail = f"the task was to be retried by {row['worker'] or 'its worker'}, and no worker has the message of it"
+    return if_same(row, lambda now: moves.lose(now, row["attempt"], detail))
+
+
 def leased_with(retries: int) -> Maker:
     """Learn of a lease whose STARTED never reached us."""
     return lambda _: lambda standing: replace(standing, leased=True, retries=retries)
@@ -98,6 +103,18 @@ def out_of_reach(row: Mapping[str, Any]) -> Maker:
 
 def _clock(time: datetime | None) -> str:
     return "?" if time is None else time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def told(row: Mapping[str, Any], reason: str | None) -> Maker:
+    """Another reason, or none, where the run says what it said."""
+    return guarded(
+        lambda now: (now.attempt, now.retries, now.reason) == (row["attempt"], row["retries"], row["reason"]),
+        lambda _: moves.explain(reason),
+    )
+
+
+def nobody(_: datetime) -> Move:
+    return moves.explain(moves.NO_WORKER)
 
 
 def unheard(_: datetime) -> Move:

@@ -234,7 +234,7 @@ def redispatch(now: datetime, dispatch: int, reason: str, delay_s: float = 0) ->
     return move
 
 
-def explain(reason: str) -> Move:
+def explain(reason: str | None) -> Move:
     """Say why a live run stands still; one whose cancel is pursued says that already."""
 
     def move(standing: Standing) -> Standing | None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.database import Connection, Record
 from app.progress.standing import Standing
-from app.states import FAILURE, PENDING, RETRY
+from app.states import FAILURE, PENDING, RETRY, SUCCESS
 
 
 async def hold_lease(connection: Connection, name: str, holder: str, lease_s: float) -> bool:
@@ -153,21 +153,92 @@ async def silent_with_reason(connection: Connection, reason: str, before: dateti
     return [row["id"] for row in rows]
 
 
-async def unheard(connection: Connection, before: datetime, after: UUID, limit: int) -> list[Record]:
-    """A page of the runs that were dispatched before then on a queue that is not paused, and that no worker started."""
+async def known_strangers(connection: Connection, now: datetime) -> dict[str, dict[str, bool]]:
+    """By queue, the stock workers that were seen on it within the hour, and whether they live."""
+    rows = await connection.fetch(
+        """
+        SELECT queue, node, seen_time >= $1::timestamptz - interval '30 s' AS live
+        FROM workers CROSS JOIN unnest(queues) AS names (queue)
+        WHERE NOT ours AND seen_time >= $1::timestamptz - interval '1 hour'
+        """,
+        now,
+    )
+    found: dict[str, dict[str, bool]] = {}
+    for row in rows:
+        found.setdefault(row["queue"], {})[row["node"]] = row["live"]
+    return found
+
+
+async def told_by_strangers(connection: Connection, kinds: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those (queue, task) of which a stock worker has told a success lately: silence about others means nothing."""
+    if not kinds:
+        return set()
+    rows = await connection.fetch(
+        """
+        SELECT kinds.queue, kinds.task FROM unnest($1::text[], $2::text[]) AS kinds (queue, task)
+        WHERE EXISTS (
+            SELECT FROM (SELECT * FROM runs WHERE runs.task = kinds.task ORDER BY id DESC LIMIT 1000) AS newest
+            WHERE newest.queue = kinds.queue AND newest.state = $3 AND NOT newest.leased
+        )
+        """,
+        [queue for queue, _ in kinds],
+        [task for _, task in kinds],
+        SUCCESS,
+    )
+    return {(row["queue"], row["task"]) for row in rows}
+
+
+async def gone_from(connection: Connection, now: datetime, limit: int) -> list[Record]:
+    """Runs that a worker without a lease has, and what is to be said of it now: `wanted`, null for nothing.
+
+    Only those that say something else. A worker counts as gone if somebody looked lately and has not seen it for a
+    minute, or has seen another life of it, and if the run was silent as long.
+    """
     rows: list[Record] = await connection.fetch(
         """
-        SELECT runs.id, runs.queue, runs.attempt, runs.retries, runs.reason, runs.first_dispatch, runs.dispatches,
-               runs.dispatch_time, queues.result_db, queues.result_prefix
+        SELECT * FROM (
+            SELECT runs.id, runs.attempt, runs.retries, runs.reason, CASE
+                WHEN runs.update_time >= $1::timestamptz - interval '60 s' AND runs.reason IS NULL THEN NULL
+                WHEN workers.seen_time < $1::timestamptz - interval '60 s' THEN
+                    'worker ' || workers.node || ' has not been seen since ' || to_char(
+                        workers.seen_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+                WHEN workers.start_time > runs.start_time + interval '5 s' THEN
+                    'worker ' || workers.node || ' was started anew and does not say that it has it'
+                END AS wanted
+            FROM runs JOIN workers ON workers.node = runs.worker
+                JOIN queue_sightings AS seen ON seen.queue = runs.queue
+            WHERE runs.end_time IS NULL AND runs.start_time IS NOT NULL AND NOT runs.leased AND runs.state <> ALL($3)
+                AND runs.cancel IS NULL AND seen.look_time > $1::timestamptz - interval '30 s'
+                AND (runs.reason IS NULL OR starts_with(runs.reason, 'worker ' || workers.node || ' '))
+        ) AS told
+        WHERE wanted IS DISTINCT FROM reason ORDER BY id LIMIT $2
+        """,
+        now,
+        limit,
+        [PENDING, RETRY],
+    )
+    return rows
+
+
+async def unheard(connection: Connection, before: datetime, after: UUID, limit: int) -> list[Record]:
+    """A page of the runs that were dispatched before then on a queue that is not paused, and that no worker started,
+    and of those that wait for Celery's own retry since then.
+    """
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT runs.id, runs.queue, runs.task, runs.attempt, runs.retries, runs.state, runs.reason, runs.worker,
+               runs.first_dispatch, runs.dispatches, runs.dispatch_time, runs.update_time,
+               queues.result_db, queues.result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue
-        WHERE runs.end_time IS NULL AND runs.state = $4 AND runs.dispatch_time < $1 AND runs.id > $2
-          AND queues.paused IS NOT TRUE
+        WHERE runs.end_time IS NULL AND runs.dispatch_time < $1 AND runs.id > $2 AND runs.cancel IS NULL
+          AND (runs.state = $4 OR (runs.state = $5 AND runs.update_time < $1)) AND queues.paused IS NOT TRUE
         ORDER BY runs.id LIMIT $3
         """,
         before,
         after,
         limit,
         PENDING,
+        RETRY,
     )
     return rows
 

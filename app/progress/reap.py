@@ -20,7 +20,7 @@ from app.database import Connection, Database, Record, clock
 from app.progress import cancel_queries, guards, lease, moves, queries, reports, transition
 from app.progress.announce import announce, ring
 from app.progress.calm import Calm
-from app.progress.consumers import Backlog, Consumers
+from app.progress.consumers import Backlog, Consumers, Found, Held, Who
 from app.progress.fold import Report, fold
 from app.progress.guards import Maker
 from app.progress.listen import stored_of
@@ -34,6 +34,8 @@ log = structlog.get_logger()
 PAGE: Final = 500
 #: How long the last word of a worker may be on its way after its lease said that it was done.
 SILENCE_S: Final = 60.0
+#: A queue with other workers than ours, or none, is searched this often.
+LOOK_EVERY_S: Final = 10.0
 #: Each next search for the same run waits twice as long, up to so many times the first.
 _MOST_PATIENCE: Final = 64
 
@@ -56,12 +58,16 @@ class Reaper:
         *,
         lease_s: float = LEASE_S,
         silence_s: float = SILENCE_S,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         self._database = database
         self._redis = redis
         self._dispatch_timeout_s = settings.dispatch_timeout_s
         self._consumers = Consumers(redis, settings.broker_url.get_secret_value(), backlog) if backlog else None
         self._silence_s = silence_s
+        self._look_every_s = look_every_s
+        #: When a queue that strangers consume is looked at next: all its workers are asked for it.
+        self._look_at: dict[str, float] = {}
         self._calm = Calm(lease_s + min(HEARTBEAT_S, lease_s / 2))
         #: Since when a lease that ended stands beside a run that did not.
         self._doubts: dict[tuple[UUID, int, int, str], float] = {}
@@ -75,6 +81,7 @@ class Reaper:
         await self._expire_unsent()
         await self._exceed_unsent()
         await self._end_revoked()
+        await self._tell_of_the_gone()
         try:
             await self._calm.look(self._redis)
             await self._expire_sent()
@@ -292,28 +299,89 @@ class Reaper:
         key = (row["id"], row["attempt"], row["retries"], value)
         return time.monotonic() - self._doubts.setdefault(key, time.monotonic()) >= self._silence_s
 
+    async def _tell_of_the_gone(self) -> None:
+        """Stock workers that are gone leave runs behind, of which nobody knows more."""
+        async with self._database.reading() as connection:
+            rows = await queries.gone_from(connection, await clock(connection), PAGE)
+        await self._apply({row["id"]: [guards.told(row, row["wanted"])] for row in rows})
+
     async def _search(self, consumers: Consumers) -> None:
         """Dispatched runs that no worker started: publish those again that surely nobody has."""
         now = await self._now()
         before = now - timedelta(seconds=self._dispatch_timeout_s)
+        async with self._database.reading() as connection:
+            known = await queries.known_strangers(connection, now)
+        looked: set[str] = set()
         async for rows in self._pages(lambda connection, after: queries.unheard(connection, before, after, PAGE)):
             overdue = [row for row in rows if now - row["dispatch_time"] > self._patience(row)]
-            ours = await consumers.ours({row["queue"] for row in overdue})
-            seen = [row for row in overdue if row["queue"] in ours]
+            overdue = [row for row in overdue if time.monotonic() >= self._look_at.get(row["queue"], 0)]
+            found = await consumers.look({row["queue"] for row in overdue}, known)
+            seen = [row for row in overdue if row["queue"] in found]
+            looked |= {queue for queue, about in found.items() if about.who is not Who.OURS}
+            looked |= {row["queue"] for row in seen if row["state"] == RETRY}
+            held = await consumers.held(_to_be_asked(seen, found)) if _to_be_asked(seen, found) else Held()
             wanted = await self._truth(seen)
+            strange = {(row["queue"], row["task"]) for row in seen if found[row["queue"]].who is Who.NAMED}
+            async with self._database.reading() as connection:
+                tell = await queries.told_by_strangers(connection, sorted(strange))
             for row, value in zip(seen, await self._leases(seen), strict=True):
-                makers = wanted[row["id"]]
-                if not ours[row["queue"]]:
-                    makers.append(guards.unheard)
-                elif value is None and self._calm.knows_of(row["dispatch_time"], now):
-                    makers.append(guards.sent_again(row))
-                elif value in {CANCELLED, REAPED, DONE} and self._doubted_long(row, value):
-                    makers.append(guards.if_same(row, guards.ended_with(row, value)))
+                about = found[row["queue"]]
+                knows = value is None and self._calm.knows_of(row["dispatch_time"], now)
+                if about.who is Who.NAMED:
+                    # A stock worker may have done the work, and its word is lost or goes elsewhere.
+                    told = (row["queue"], row["task"]) in tell
+                    knows = knows and told and self._calm.saw(row["dispatch_time"], now)
+                nowhere = knows and self._is_nowhere(row, about, held)
+                if row["state"] == RETRY:
+                    # Only Redis says what became of a message that is not due yet.
+                    if about.who is Who.OURS and consumers.on_redis and nowhere and await self._take(row, REAPED):
+                        wanted[row["id"]].append(guards.lost_between_retries(row))
+                elif about.who is Who.WAITS:
+                    if row["reason"] == moves.UNHEARD:
+                        wanted[row["id"]].append(guards.told(row, None))
+                elif about.who is Who.NOBODY:
+                    wanted[row["id"]].append(guards.nobody)
+                elif value in {CANCELLED, REAPED, DONE}:
+                    if self._doubted_long(row, value):
+                        wanted[row["id"]].append(guards.if_same(row, guards.ended_with(row, value)))
+                elif nowhere or (about.who is Who.OURS and knows):
+                    wanted[row["id"]].append(guards.sent_again(row))
+                elif about.who is not Who.OURS and not self._is_doubted(row):
+                    wanted[row["id"]].append(guards.unheard)
             await self._apply({run_id: makers for run_id, makers in wanted.items() if makers})
+        again = time.monotonic() + self._look_every_s
+        self._look_at = {queue: at for queue, at in self._look_at.items() if at > time.monotonic()}
+        self._look_at |= dict.fromkeys(looked, again)
+
+    def _is_nowhere(self, row: Record, about: Found, held: Held) -> bool:
+        """Whether no worker had the message for a while: one may be between the queue and the worker's own list."""
+        ids = [str(TaskId(row["id"], n)) for n in range(row["first_dispatch"], row["dispatches"] + 1)]
+        if about.who not in {Who.NAMED, Who.OURS} or not held.lacks(about.nodes, ids):
+            self._doubts.pop(_nowhere(row), None)
+            return False
+        return time.monotonic() - self._doubts.setdefault(_nowhere(row), time.monotonic()) >= self._silence_s
+
+    def _is_doubted(self, row: Record) -> bool:
+        """Whether it is looked for, and was not found so far."""
+        return _nowhere(row) in self._doubts
 
     def _patience(self, row: Record) -> timedelta:
         times = min(2 ** min(max(row["dispatches"] - row["first_dispatch"], 0), 10), _MOST_PATIENCE)
         return timedelta(seconds=self._dispatch_timeout_s * times)
+
+
+def _to_be_asked(rows: Sequence[Record], found: Mapping[str, Found]) -> set[str]:
+    """The workers that must say what they have."""
+    asked = {
+        row["queue"]
+        for row in rows
+        if found[row["queue"]].who is Who.NAMED or (row["state"] == RETRY and found[row["queue"]].who is Who.OURS)
+    }
+    return {node for queue in asked for node in found[queue].nodes}
+
+
+def _nowhere(row: Mapping[str, Any]) -> tuple[UUID, int, int, str]:
+    return row["id"], row["attempt"], row["retries"], f"nowhere:{row['dispatches']}"
 
 
 def _text(value: Any) -> str | None:

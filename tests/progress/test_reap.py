@@ -290,9 +290,9 @@ async def test_a_message_that_was_lost_is_sent_again_only_where_that_is_safe(
     row = await row_of(database, runs["ours"])
     assert (row["state"], row["dispatch_time"], row["dispatches"], row["attempt"]) == ("PENDING", None, 1, 1)
     assert row["reason"] == "lost on the way: sent again"
-    for name in ("mixed", "nobody"):
+    for name, reason in (("mixed", moves.UNHEARD), ("nobody", moves.NO_WORKER)):
         row = await row_of(database, runs[name])
-        assert (row["reason"], row["version"]) == (moves.UNHEARD, 2)
+        assert (row["reason"], row["version"]) == (reason, 2)
     for run_id in (runs["busy"], runs["paused"], runs["gone"], fresh, held, resent):
         row = await row_of(database, run_id)
         assert (row["reason"], row["version"], row["state"]) == (None, 1, "PENDING")
