@@ -3,9 +3,11 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from app.embedded import Valkey
@@ -118,3 +120,31 @@ def test_it_outlasts_an_outage_of_the_broker(
     last = post_run(api, 1, 0.01, witness)
     in_state(api, last, "SUCCESS")
     assert begun(witness) == {last: 1}, "what was in the queue before it was refused"
+
+
+def test_cancels_in_the_midst_of_starts_and_ends_end_each_run_once(plane: Plane, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    api = plane.api()
+    plane.scheduler()
+    plane.scheduler()
+    api.await_queue("default")
+    plane.worker(options=("-c", "2"))
+    runs = [post_run(api, 2, 0.05, witness) for _ in range(30)]
+    wait_until(lambda: begun(witness), 30, "bodies are at work")
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(lambda run_id: cancel(api, run_id), runs * 2))
+    assert set(answers) <= {200, 202, 409}
+    found = {run["id"]: run for run in api.ended(30, 60)}
+    assert {run["state"] for run in found.values()} <= {"SUCCESS", "REVOKED"}
+    for run_id, run in found.items():
+        events = [event["state"] for event in api.get(f"/runs/{run_id}/events")["items"]]
+        assert [state for state in events if state in {"SUCCESS", "REVOKED", "FAILURE"}] == [run["state"]]
+        assert run["attempt"] == 1
+        assert (run["reason"] == "cancelled by anonymous") is (run["state"] == "REVOKED")
+    untouched = found.keys() - begun(witness)
+    assert {found[run_id]["state"] for run_id in untouched} <= {"REVOKED"}
+    assert max(begun(witness).values()) == 1
+
+
+def cancel(api: Api, run_id: str) -> int:
+    return httpx.post(f"{api.v1}/runs/{run_id}/cancel", timeout=20).status_code
