@@ -18,3 +18,7 @@ task_queues = [
 task_default_queue = "service_a"
 task_track_started = True
 worker_concurrency = 2
+
+# With `-Q` it may be sent to a queue that it does not name: Celery then makes one of its own accord.
+if "SERVICE_QUEUE_TYPE" in os.environ:
+    task_create_missing_queue_type = os.environ["SERVICE_QUEUE_TYPE"]
