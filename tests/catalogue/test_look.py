@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from tests.catalogue.conftest import Rig
 from tests.processes import eventually
+from workers.protocol import CONTRACTS_PREFIX
 
 OURS = {"files.digest", "sample.fail", "sample.sleep"}
 
@@ -75,7 +76,13 @@ async def test_workers_and_the_queues_that_they_consume_are_seen(rig: Rig) -> No
     assert (mine["ours"], mine["queues"], mine["pool"], mine["concurrency"]) == (True, ["shared"], "prefork", 1)
     assert (mine["active"], mine["reserved"]) == (0, 0)
     assert set(mine["tasks"]) >= OURS
-    # assert mine["contracts"].keys() == set(mine["tasks"])
+    assert mine["contracts"].keys() == set(mine["tasks"])
+    assert mine["contracts"]["sample.sleep"]["signature"] == "(path: str, seconds: float) -> str"
+    key = f"{CONTRACTS_PREFIX}{mine['contracts_digest']}"
+    assert 23 * 3600 < await rig.redis.ttl(key) <= 24 * 3600
+    async with rig.database.reading() as connection:
+        problem = await connection.fetchval("SELECT contract_problem FROM jobs")
+    assert problem == "/kwargs/path: is required; /kwargs/seconds: is required", "the job has no arguments"
     assert not any(task.startswith("celery.") for task in mine["tasks"])
     assert (svc["ours"], svc["queues"], svc["tasks"]) == (False, ["theirs"], ["svc.add", "svc.mul"])
     assert (svc["pool"], svc["concurrency"], svc["contracts"]) == ("threads", 1, {})
