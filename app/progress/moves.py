@@ -21,6 +21,8 @@ OUTCOME_UNKNOWN = "OutcomeUnknown"
 REVOKED_OUTSIDE = "revoked outside jobplane"
 UNHEARD = "unheard: dispatched, and no worker has said that it started"
 NO_WORKER = "no worker consumes the queue"
+#: How the reason begins.
+NOT_REGISTERED = "not registered"
 
 #: So often a message is given up by workers that do not know its task before it waits for all of them to register it.
 NOT_REGISTERED_MOST: Final = 5
@@ -133,7 +135,7 @@ def not_registered(now: datetime, standing: Standing, dispatch: int, worker: str
     if standing.state in TERMINAL or is_running(standing.state) or not of_attempt:
         return None
     times = standing.not_registered + 1
-    reason = f"not registered: {'worker ' + worker if worker else 'a worker'} without {standing.task} took it"
+    reason = f"{NOT_REGISTERED}: {'worker ' + worker if worker else 'a worker'} without {standing.task} took it"
     if times >= NOT_REGISTERED_MOST:
         reason += "; waits until every live worker of the queue registers it"
     delay_s = min(_NOT_REGISTERED_FIRST_S * 2 ** min(times - 1, 16), _NOT_REGISTERED_LAST_S)

@@ -15,6 +15,7 @@ from app.progress import queries, reports, transition
 from app.progress.announce import announce, ring
 from app.progress.fold import fold
 from app.progress.listen import Heard
+from app.progress.moves import NOT_REGISTERED
 from app.progress.reports import Refusal
 from app.progress.standing import Move
 from app.states import PENDING
@@ -73,7 +74,17 @@ class Recording:
         return rows
 
     async def tell(self, rows: Sequence[Record]) -> None:
-        """Tell watchers and schedulers of runs that were written."""
+        """Tell watchers and schedulers of runs that were written, and the log of those that a worker gave up."""
+        for row in rows:
+            if row["state"] == PENDING and (row["reason"] or "").startswith(NOT_REGISTERED):
+                log.warning(
+                    "task_not_registered",
+                    run_id=str(row["id"]),
+                    task=row["task"],
+                    queue=row["queue"],
+                    times=row["not_registered"],
+                    reason=row["reason"],
+                )
         await announce(self._redis, rows)
         if any(row["state"] == PENDING for row in rows):
             await ring(self._redis)
