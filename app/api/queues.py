@@ -140,8 +140,8 @@ async def resume_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body:
 async def purge_queue(plane: PlaneOf, caller: CallerOf, name: NameInPath, body: NothingIn | None = None) -> Response:
     """Take what the plane put there off the queue: those runs end as REVOKED. Messages of others stay.
 
-    Looks at no more than 10,000 messages; `left` tells whether to ask again. A run that a worker has begun, and one
-    that is not yet on the broker, are left alone.
+    Looks at 10,000 messages at most, for 15 s at most; `left` tells whether to ask again. A run that a worker has
+    begun, and one that is not yet on the broker, are left alone.
     """
     async with plane.database.reading() as connection:
         _there(await queries.queue_by_name(connection, name), name)

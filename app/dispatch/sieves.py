@@ -5,6 +5,7 @@ and comes back to its place when the channel closes. A quorum queue counts that 
 hidden: a worker may be faster.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, TypeAlias
@@ -23,6 +24,8 @@ Asking: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 
 #: Messages that are looked at together; their bodies are held meanwhile.
 _CHUNK: Final = 200
+#: A quorum queue writes down each message that is got, which takes milliseconds: no longer than this for one chunk.
+_CHUNK_S: Final = 0.5
 
 
 def waiting_of(number: int, headers: Any) -> Waiting | None:
@@ -55,6 +58,8 @@ class AmqpSieve:
         self._held = {}
         found: list[Waiting] = []
         size = min(_CHUNK, self._unseen)
+        clock = asyncio.get_running_loop().time
+        until = clock() + _CHUNK_S
         async with self._asking():
             queue = await self._channel.get_queue(self._queue, ensure=False)
             for number in range(size):
@@ -68,6 +73,8 @@ class AmqpSieve:
                 if (waiting := waiting_of(number, message.headers)) is not None:
                     self._held[number] = message
                     found.append(waiting)
+                if clock() > until:
+                    break
         return found if size else None
 
     async def take(self, numbers: Collection[int]) -> set[int]:

@@ -1,6 +1,5 @@
 """Taking back what was put into a queue: on RabbitMQ and on Valkey, beside messages of others."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +20,6 @@ from tests.dispatch.parts import Rig, amqp_channel, message, taken
 from workers.protocol import CANCELLED, HEADER, lease_key
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-FOREIGN = {"id": "c0ffee", "task": "theirs"}
 
 
 def standing(state: str = "PENDING", **changes: Any) -> Standing:
@@ -64,15 +62,16 @@ def test_what_becomes_of_a_message(run: Standing | None, dispatch: int, verdict:
     assert judge(run, dispatch) is verdict
 
 
-async def put_foreign(url: str, queue: str, bodies: Iterable[bytes]) -> None:
+async def put_foreign(url: str, queue: str, *names: str) -> None:
+    """Messages of another plane or producer, under these task ids."""
     if url.startswith("redis"):
         async with Redis.from_url(url) as client:
-            for body in bodies:
-                await client.lpush(queue, orjson.dumps({"headers": FOREIGN, "body": body.decode()}))
+            for name in names:
+                await client.lpush(queue, orjson.dumps({"headers": {"id": name}, "body": "e30="}))
         return
     async with amqp_channel(url) as channel:
-        for body in bodies:
-            await channel.default_exchange.publish(aio_pika.Message(body, headers=FOREIGN), queue)
+        for name in names:
+            await channel.default_exchange.publish(aio_pika.Message(b"{}", headers={"id": name}), queue)
 
 
 async def dispatched(rig: Rig, queue: str, count: int, **fields: Any) -> list[UUID]:
@@ -84,11 +83,12 @@ async def dispatched(rig: Rig, queue: str, count: int, **fields: Any) -> list[UU
     return ids
 
 
-async def test_ours_leave_with_their_runs_and_others_stay_in_their_order(rig: Rig) -> None:
-    await rig.ready_queue("q")
-    await put_foreign(rig.url, "q", [b"1"])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_ours_leave_with_their_runs_and_others_stay_in_their_order(rig: Rig, kind: str) -> None:
+    await rig.ready_queue("q", type=kind)
+    await put_foreign(rig.url, "q", "theirs-1")
     first = await dispatched(rig, "q", 230)
-    await put_foreign(rig.url, "q", [b"2", b"3"])
+    await put_foreign(rig.url, "q", "theirs-2", "theirs-3")
     second = await dispatched(rig, "q", 20)
     strange = message("q")  # of a run that this plane does not know
     assert await rig.broker().publish([strange]) == [CONFIRMED]
@@ -102,7 +102,7 @@ async def test_ours_leave_with_their_runs_and_others_stay_in_their_order(rig: Ri
     assert {(row["state"], row["cancel"]) for row in await rig.rows(waiting)} == {("PENDING", None)}
     assert await rig.redis.get(lease_key(first[0], 1, 0)) == CANCELLED.encode()
     assert await Purge(rig.database, rig.redis, rig.broker(), "ann").run("q") == Purged(0, 4)
-    assert await taken(rig.url, "q") == ["c0ffee", "c0ffee", "c0ffee", strange.task_id]
+    assert await taken(rig.url, "q") == ["theirs-1", "theirs-2", "theirs-3", strange.task_id]
 
 
 async def test_what_a_worker_has_begun_is_left_alone(rig: Rig) -> None:
@@ -135,7 +135,7 @@ async def test_every_priority_is_purged(redis_rig: Rig) -> None:
     rig = redis_rig
     await rig.ready_queue("q")
     ids = [run for priority in (None, 3, 7, 9) for run in await dispatched(rig, "q", 2, priority=priority)]
-    await put_foreign(rig.url, list_of("q", 6), [b"theirs"])
+    await put_foreign(rig.url, list_of("q", 6), "theirs")
     assert await Purge(rig.database, rig.redis, rig.broker(), "ann").run("q") == Purged(8, 1)
     assert {row["state"] for row in await rig.rows(ids)} == {"REVOKED"}
 
