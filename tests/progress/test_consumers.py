@@ -89,7 +89,7 @@ async def test_what_the_broker_has_lent_is_read(redis: Redis, redis_url: str) ->
 
 STOCK = """
 from celery import Celery
-app = Celery(broker={url!r}, backend={url!r})
+app = Celery(broker={broker!r}, backend={url!r})
 
 @app.task(name="known.task")
 def known():
@@ -101,7 +101,10 @@ def untold():
 """
 
 
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 async def test_of_stock_workers_only_what_surely_nobody_has_is_sent_again(
+    broker: str,
+    request: pytest.FixtureRequest,
     database: Database,
     redis: Redis,
     settings: Settings,
@@ -110,7 +113,11 @@ async def test_of_stock_workers_only_what_surely_nobody_has_is_sent_again(
     start_process: Callable[..., Process],
 ) -> None:
     """Not what a worker keeps for later, nor where no stock worker has ever told us of that task."""
-    (tmp_path / "stock.py").write_text(STOCK.format(url=redis_url))
+    url = redis_url
+    if broker == "rabbitmq":
+        settings = request.getfixturevalue("amqp_settings")
+        url = settings.broker_url.get_secret_value()
+    (tmp_path / "stock.py").write_text(STOCK.format(url=redis_url, broker=url))
     options = ["-Q", "shared", "-c", "1", "-n", "stock@h", "-l", "info", "--without-mingle"]
     worker = start_process([sys.executable, "-m", "celery", "-A", "stock", "worker", *options], cwd=tmp_path)
     worker.wait_for_line("ready.")
@@ -122,10 +129,10 @@ async def test_of_stock_workers_only_what_surely_nobody_has_is_sent_again(
     async with database.transaction() as connection:
         now = await clock(connection)
         await apply(connection, now, {told: [fold(Report(TaskId(told, 1), "SUCCESS", 1), now)]})
-    with Celery(broker=redis_url, set_as_current=False, fixups=[]) as client:
+    with Celery(broker=url, set_as_current=False, fixups=[]) as client:
         client.send_task("known.task", task_id=str(TaskId(kept, 1)), queue="shared", countdown=300)
     worker.wait_for_line(f"{kept}.1] received")
-    reaper = searching(database, redis, settings)
+    reaper = searching(database, redis, settings, consumers=None if broker == "redis" else 1)
 
     async def sent_again() -> bool:
         await reaper.run_once()
@@ -140,9 +147,9 @@ async def test_of_stock_workers_only_what_surely_nobody_has_is_sent_again(
         assert row["dispatch_time"] is not None
 
 
-def searching(database: Database, redis: Redis, settings: Settings) -> Reaper:
+def searching(database: Database, redis: Redis, settings: Settings, consumers: int | None = None) -> Reaper:
     async def backlog(_: str) -> Queue:
-        return Queue(0, None)
+        return Queue(0, consumers)
 
     quick = settings.model_copy(update={"dispatch_timeout_s": 1.0})
     return Reaper(database, redis, quick, backlog, lease_s=LEASE_S, silence_s=0.3, look_every_s=0)
@@ -157,7 +164,7 @@ async def test_a_retry_whose_message_is_lost_is_a_lost_attempt(
     start_process: Callable[..., Process],
 ) -> None:
     """A worker answers for ours here: it keeps one of the two messages until its time comes."""
-    (tmp_path / "stock.py").write_text(STOCK.format(url=redis_url))
+    (tmp_path / "stock.py").write_text(STOCK.format(url=redis_url, broker=redis_url))
     options = ["-Q", "ours", "-c", "1", "-n", "a@h", "-l", "info", "--without-mingle"]
     worker = start_process([sys.executable, "-m", "celery", "-A", "stock", "worker", *options], cwd=tmp_path)
     worker.wait_for_line("ready.")

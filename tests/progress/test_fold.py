@@ -320,13 +320,16 @@ STEPS = st.one_of(
     st.builds(lambda attempt: moves.lose(NOW, attempt, "gone"), st.integers(1, 3)),
     st.builds(lambda n: moves.redispatch(NOW, n, "lost on the way"), st.integers(1, 4)),
     st.just(moves.expire(NOW)),
+    st.just(moves.exceed(NOW, moves.DEADLINE_EXCEEDED, "late")),
+    st.just(moves.explain(moves.UNHEARD)),
 )
 
 
 @settings(max_examples=500, derandomize=True, deadline=None)
 @given(steps=st.lists(STEPS, max_size=25), attempts=st.integers(1, 3), lost=st.integers(0, 2))
 def test_any_history_keeps_the_tables_rules(steps: list[Move], attempts: int, lost: int) -> None:
-    standing = replace(NEW, retry=policy(max_attempts=attempts, max_lost=lost))
+    deadline_time = NOW if attempts == 2 else None
+    standing = replace(NEW, retry=policy(max_attempts=attempts, max_lost=lost), deadline_time=deadline_time)
     for step in steps:
         if standing.state == "PENDING" and standing.dispatch_time is None:
             standing = replace(standing, dispatches=standing.dispatches + 1, dispatch_time=NOW)

@@ -1,16 +1,23 @@
 """The guarded moves on a real database: what is written, and what a race leaves."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.database import Database, clock, new_id
 from app.progress import moves
 from app.progress.fold import Report, fold
-from app.progress.transition import NewRun, apply, create
-from tests.progress.standings import policy
+from app.progress.standing import Move
+from app.progress.transition import NewRun, _walk, apply, create
+from app.states import TERMINAL
+from tests.progress.standings import NOW, SENT, policy
+from tests.progress.test_fold import STEPS
 from workers.protocol import TaskId
 
 
@@ -61,6 +68,30 @@ async def test_reports_of_one_batch_become_one_row_and_an_event_for_each_state(d
     ]
     assert [kept["state"] for kept in rows[0]["late"]] == ["FAILURE"]
     assert [tuple(event) for event in events] == [(1, "PENDING"), (2, "STARTED"), (3, "PROGRESS"), (5, "SUCCESS")]
+
+
+@given(steps=st.lists(STEPS, max_size=25))
+@hypothesis.settings(max_examples=300, derandomize=True, deadline=None)
+def test_versions_are_contiguous_and_each_state_is_an_event(steps: list[Move]) -> None:
+    """Whatever comes in one batch: the version counts what was accepted, and the events lie in order within it."""
+    read = replace(SENT, retry=policy(max_attempts=2), deadline_time=NOW)
+    accepted, now = 0, read
+    for step in steps:
+        moved = step(now)
+        if moved is not None and moved != now:
+            accepted, now = accepted + 1, moved
+    change = _walk(read, steps)
+    if change is None:
+        assert accepted == 0
+        return
+    assert change.standing.version == read.version + accepted
+    assert replace(change.standing, version=read.version) == now
+    versions = [event.version for event in change.events]
+    assert versions == sorted(set(versions))
+    assert all(read.version < version <= change.standing.version for version in versions)
+    assert sum(event.state in TERMINAL for event in change.events) == (now.state in TERMINAL)
+    attempts = [event.attempt for event in change.events]
+    assert attempts == sorted(attempts)
 
 
 async def test_no_news_writes_nothing(database: Database) -> None:
