@@ -95,7 +95,8 @@ async def running(connection: Connection, after: UUID, limit: int) -> list[Recor
     """A page of the runs that a worker has: those that hold a lease, or may without our having heard of it."""
     rows: list[Record] = await connection.fetch(
         """
-        SELECT runs.id, state, leased, attempt, retries, first_dispatch, dispatches, worker, result_db, result_prefix
+        SELECT runs.id, state, leased, attempt, retries, first_dispatch, dispatches, worker, runs.update_time,
+               result_db, result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue
         WHERE end_time IS NULL AND state <> ALL($3) AND id > $1 ORDER BY id LIMIT $2
         """,

@@ -68,6 +68,7 @@ class Reaper:
         self._look_every_s = look_every_s
         #: When a queue that strangers consume is looked at next: all its workers are asked for it.
         self._look_at: dict[str, float] = {}
+        self._lease = timedelta(seconds=lease_s)
         self._calm = Calm(lease_s + min(HEARTBEAT_S, lease_s / 2))
         #: Since when a lease that ended stands beside a run that did not.
         self._doubts: dict[tuple[UUID, int, int, str], float] = {}
@@ -201,6 +202,7 @@ class Reaper:
 
     async def _reap(self) -> None:
         """Attempts that a worker had: learn of leases that we have not heard of, and lose those that ended."""
+        now = await self._now()
         async for rows in self._pages(lambda connection, after: queries.running(connection, after, PAGE)):
             leases = await self._lives(rows)
             found: dict[UUID, list[Maker]] = {}
@@ -211,7 +213,7 @@ class Reaper:
                     if value is not None:
                         found[row["id"]] = [guards.if_same(row, guards.leased_with(row["retries"]))]
                 elif value is None or value == REAPED:
-                    if self._calm.calm and (value is not None or not self._was_given_back(row)):
+                    if self._calm.calm and (value is not None or not self._was_given_back(row, now)):
                         ended.append(row)
                 elif value.startswith(HELD):
                     self._ends[_key(row)] = time.monotonic() + left_s
@@ -290,9 +292,12 @@ class Reaper:
                 said[heard.task_id.run_id].append(partial(fold, report))
         return said
 
-    def _was_given_back(self, row: Record) -> bool:
-        """Whether this lease went before its time: a worker that stops gave it back, and the next may take it."""
-        return time.monotonic() < self._ends.get(_key(row), 0)
+    def _was_given_back(self, row: Record, now: datetime) -> bool:
+        """Whether this lease went before its time: a worker that stops gave it back, and the next may take it.
+
+        Each word of a worker renews its lease, so that one of which we heard a moment ago cannot have ended by itself.
+        """
+        return time.monotonic() < self._ends.get(_key(row), 0) or now < row["update_time"] + self._lease
 
     def _doubted_long(self, row: Record, value: str) -> bool:
         """Whether this lease has stood so beside this run for longer than a last word may take."""

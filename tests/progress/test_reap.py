@@ -56,10 +56,9 @@ async def calm(*reapers: Reaper) -> None:
 
 
 async def started(database: Database, **columns: Any) -> UUID:
-    now = datetime.now(UTC)
-    return await make_run(
-        database, **{"state": "STARTED", "start_time": now, "leased": True, "worker": "w@h", **columns}
-    )
+    """A run that a worker of ours has, and of which it has said nothing for a long time."""
+    stands = {"state": "STARTED", "start_time": datetime.now(UTC), "update_time": LONG_AGO, "leased": True}
+    return await make_run(database, **{**stands, "worker": "w@h", **columns})
 
 
 async def store(redis: Redis, run_id: UUID, status: str, result: Any = None, **more: Any) -> None:
@@ -132,6 +131,16 @@ async def test_what_a_stopped_worker_gave_back_is_lost_when_nobody_takes_it(
     assert (await row_of(database, run_id))["attempt"] == 1
     row = await reaches(database, run_id, "PENDING", run_once=reaper.run_once)
     assert row["attempt"] == 2
+
+
+async def test_a_lease_that_was_given_back_before_we_saw_it_is_no_loss(
+    database: Database, redis: Redis, reaper: Reaper
+) -> None:
+    run_id = await started(database, update_time=datetime.now(UTC) + timedelta(seconds=1))
+    await reaper.run_once()
+    assert (await row_of(database, run_id))["attempt"] == 1
+    row = await reaches(database, run_id, "PENDING", run_once=reaper.run_once)
+    assert (row["attempt"], row["lost"]) == (2, 1), "nobody took it"
 
 
 @pytest.mark.parametrize(("value", "state"), [(DONE, "FAILURE"), (CANCELLED, "REVOKED")])
