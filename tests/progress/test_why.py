@@ -142,6 +142,12 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         ["worker_gone", "running"],
         "The worker celery@a has not been seen in the last hour.",
     ),
+    (
+        replace(STARTED, reason="worker celery@a was started anew and does not say that it has it"),
+        CALM,
+        ["worker_gone", "running"],
+        "The worker celery@a was started anew and does not say that it has it.",
+    ),
     # A catalogue that is dead says nothing about any worker.
     (STARTED, around(workers=[], catalogue_time=AGO), ["running"], ""),
     (STARTED, around(workers=[], catalogue_time=None), ["running"], ""),
@@ -286,8 +292,8 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         replace(SENT, reason=UNHEARD, dispatch_time=AGO),
         CALM,
         ["unheard", "dispatched_waiting"],
-        "It was sent 8 minutes ago and no worker has said that it started; it is not sent again, for a worker of "
-        "another service may have it.",
+        "It was sent 8 minutes ago and no worker has said that it started; it is not sent again as long as a worker "
+        "may have it.",
     ),
     (
         replace(SENT, reason=REVOKED_OUTSIDE),

@@ -119,7 +119,8 @@ def _at_work(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Ite
             f"The worker {worker or '(which did not say its name)'} has had it for {duration(now - start)}{at}; "
             f"its last news came {duration(now - run['update_time'])} ago"
         )
-        if run["reason"] and run["reason"] != REVOKED_OUTSIDE and not run["cancel"]:
+        told = gone or run["cancel"] or run["reason"] == REVOKED_OUTSIDE
+        if run["reason"] and not told:
             detail += f"; {run['reason']}"
         yield Item("running", f"{detail}.", time=start, worker=worker)
     yield from no_scheduler(around)
@@ -128,8 +129,11 @@ def _at_work(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Ite
 
 
 def _gone(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Iterator[Item]:
-    """A worker that does not answer; one whose pool is `solo` cannot while it works."""
+    """A worker that does not answer (one whose pool is `solo` cannot while it works), or begins a new life."""
     name = run["worker"]
+    if name is not None and (run["reason"] or "").startswith(f"worker {name} was started anew"):
+        yield Item("worker_gone", f"The {run['reason']}.", worker=name)
+        return
     seen_at = around.catalogue_time
     if name is None or seen_at is None or now - seen_at > SEEN_AGE:
         return
@@ -234,7 +238,7 @@ def _sent(now: datetime, run: Mapping[str, Any], around: Surroundings, ahead: in
     if run["reason"] == UNHEARD:
         detail = (
             f"It was sent {duration(now - sent)} ago and no worker has said that it started; "
-            "it is not sent again, for a worker of another service may have it."
+            "it is not sent again as long as a worker may have it."
         )
         yield Item("unheard", detail, time=sent, queue=run["queue"])
     yield _in_the_queue(now, run, around, ahead)
