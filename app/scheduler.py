@@ -71,7 +71,7 @@ class Scheduler:
         outbox = Outbox(settings, database, redis, publisher, self.name)
         topology = Topology(settings, database, redis, asker)
         recorder = Recorder(database, redis, settings, self.name)
-        replies = Replies(database, redis, settings, self.name) if url.startswith("amqp") else None
+        replies = Replies(database, redis, settings, self.name) if settings.on_rabbitmq else None
         reaper = Reaper(database, redis, settings, asker.backlog)
         canceller = Canceller(database, redis, settings)
         sweeper = Sweeper(database, settings)

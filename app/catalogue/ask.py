@@ -5,7 +5,6 @@ control switched off never. So no answer means nothing.
 """
 
 import asyncio
-import ssl
 import threading
 import time
 from collections import defaultdict
@@ -17,6 +16,8 @@ from uuid import uuid4
 import structlog
 from celery import Celery
 from celery.app.amqp import Consumer
+
+from app.progress.control import tls_of
 
 log = structlog.get_logger()
 
@@ -145,7 +146,7 @@ class Asker:
             self._app = Celery(broker=self._url, set_as_current=False, fixups=[])
             self._app.conf.update(
                 broker_connection_timeout=_CONNECT_S,
-                broker_use_ssl=_tls(self._url),
+                broker_use_ssl=tls_of(self._url),
                 # One try: who is away is asked again in a few seconds.
                 broker_transport_options={
                     "max_retries": 1,
@@ -168,12 +169,6 @@ class Asker:
         if connection is not None:
             with suppress(Exception):
                 connection.collect(socket_timeout=1.0)
-
-
-def _tls(url: str) -> dict[str, Any] | None:
-    scheme = url.partition("://")[0]
-    names = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
-    return {names[scheme]: ssl.CERT_REQUIRED} if scheme in names else None
 
 
 def _pass_over(_message: Any, error: Exception) -> None:

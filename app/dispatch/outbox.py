@@ -64,8 +64,7 @@ class Outbox:
         self._database = database
         self._redis = redis
         self._broker = broker
-        on_rabbitmq = settings.broker_url.get_secret_value().startswith("amqp")
-        self._reply_to = settings.reply_queue if on_rabbitmq else ""
+        self._reply_to = settings.reply_queue if settings.on_rabbitmq else ""
         #: Unique even if two processes bear one name: nobody else may mark what this one claimed.
         self.claimer = f"{name}:{secrets.token_hex(4)}"
         self._away: _Away | None = None

@@ -28,7 +28,7 @@ _TOLD_FOR: Final = timedelta(seconds=60)
 #: Of so many dispatches of an attempt, the newest, are stock workers told.
 _MOST_IDS: Final = 20
 #: Pools that run bodies in threads of their own process, which nobody can end.
-_CANNOT_TERMINATE: Final = frozenset({"solo", "thread"})
+_CANNOT_TERMINATE: Final = frozenset({"solo", "threads"})
 
 
 @dataclass(frozen=True, slots=True)

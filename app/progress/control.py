@@ -132,7 +132,7 @@ class Control:
         with Celery(broker=self._broker_url, set_as_current=False, fixups=[]) as app:
             app.conf.update(
                 broker_connection_timeout=_CONNECT_S,
-                broker_use_ssl=_tls(self._broker_url),
+                broker_use_ssl=tls_of(self._broker_url),
                 # One try: who is away is told in a few seconds.
                 broker_transport_options={"max_retries": 1, "interval_start": 0, "interval_step": 0, **self._patience},
             )
@@ -146,7 +146,8 @@ class Control:
         self._away = error is not None
 
 
-def _tls(url: str) -> dict[str, Any] | None:
+def tls_of(url: str) -> dict[str, Any] | None:
+    """Celery's `broker_use_ssl` for a broker's URL: certificates are checked wherever TLS is asked for."""
     scheme = url.partition("://")[0]
     names = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
     return {names[scheme]: ssl.CERT_REQUIRED} if scheme in names else None

@@ -437,7 +437,7 @@ async def test_a_worker_with_threads_cannot_terminate(
     async with database.transaction() as connection:
         await connection.execute(
             "INSERT INTO workers (node, queues, tasks, pool, first_seen_time, seen_time) "
-            "VALUES ('stock@h', '{game}', '{stock.body}', 'thread', now(), now())"
+            "VALUES ('stock@h', '{game}', '{stock.body}', 'threads', now(), now())"
         )
     run_id = await make_run(database, queue="game")
     send(settings, "stock.body", run_id, str(tmp_path / "running"), 60)
