@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from app.api import pages, queries
 from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
+from app.api.capable import warnings_of
 from app.api.documents import problems, writing
 from app.api.idempotency import KeyOf
 from app.api.jobs import settled
@@ -70,6 +71,8 @@ async def trigger_job(
         work = {name: chosen.get(name, job[name]) for name in ("args", "kwargs", "queue", "priority")}
         check_arguments(work["args"], work["kwargs"], plane.settings.args_limit_kib)
         await definitions.check_queue(connection, plane.settings, {**job, **work})
+        if chosen.keys() & {"args", "kwargs", "queue"}:  # what the job names itself fires by its schedule, too
+            await warnings_of(connection, now, {**job, **work}, strict=False)
         run = NewRun(
             id=new_id(),
             kind="manual",

@@ -246,6 +246,27 @@ async def test_jobs_that_fit_no_more_are_found(client: httpx.AsyncClient, queue:
     assert (await client.get(JOBS, params={"problem": "else"})).status_code == 422
 
 
+async def test_a_trigger_with_arguments_of_its_own_is_looked_at(
+    client: httpx.AsyncClient, queue: str, database: Database
+) -> None:
+    await worker(database, "a@h", "files.digest", contracts={"files.digest": digest})
+    assert (await client.post("/api/v1/queues", json={"name": "else"})).status_code == 201
+    await worker(database, "b@h", "files.digest", queues=["else"], contracts={"files.digest": newer})
+    made = await client.post(JOBS, json=a_job(args=["/srv"]))
+    url = f"{JOBS}/{made.json()['id']}/trigger"
+    assert pointers(await client.post(url, json={"args": [1]})) == ["/args/0"]
+    assert pointers(await client.post(url, json={"kwargs": {"depht": 2}})) == ["/kwargs/depht"]
+    assert pointers(await client.post(url, json={"queue": "else"})) == ["/kwargs/since"]
+    assert (await client.post(url, json={"queue": "else", "kwargs": {"since": "today"}})).status_code == 201
+    assert (await client.post(url, json={"kwargs": {"depth": 2}})).status_code == 201
+    # What was saved and fits no more can be tried, as its schedule does.
+    await worker(database, "a@h", "files.digest", contracts={"files.digest": newer})
+    run = await client.post(url)
+    assert run.status_code == 201
+    assert (await client.post(f"/api/v1/runs/{run.json()['id']}/cancel")).is_success
+    assert (await client.post(f"/api/v1/runs/{run.json()['id']}/retry")).status_code == 201
+
+
 async def test_many_jobs_are_looked_at_in_batches(client: httpx.AsyncClient, queue: str, database: Database) -> None:
     await client.post(JOBS, json=a_job(args=["/srv"]))
     await worker(database, "a@h", "files.digest", contracts={"files.digest": newer})
