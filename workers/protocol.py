@@ -39,6 +39,9 @@ DONE: Final = "done"
 REAPED: Final = "reaped"
 CANCELLED: Final = "cancelled"
 
+#: Celery's own tasks begin so: every worker has them, and none tells of them.
+BUILT_IN_PREFIX: Final = "celery."
+
 #: A worker of ours says every `PRESENCE_S` that it lives; the key ends after `PRESENCE_TTL_S`.
 PRESENCE_PREFIX: Final = f"{PREFIX}worker:"
 PRESENCE_S: Final = 5.0

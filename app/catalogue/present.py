@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import orjson
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from app.catalogue.seen import Seen, of_presence
 from workers.protocol import CONTRACTS_PREFIX, PRESENCE_PREFIX
@@ -33,9 +34,12 @@ async def contracts(redis: Redis, digests: Iterable[str]) -> dict[str, dict[str,
     found = {}
     for digest in set(digests):
         key = f"{CONTRACTS_PREFIX}{digest}"
-        if await redis.strlen(key) > _CONTRACTS_LIMIT:
+        try:
+            if await redis.strlen(key) > _CONTRACTS_LIMIT:
+                continue
+            value = _bytes(await redis.get(key))
+        except ResponseError:  # no text stands there: the others have theirs
             continue
-        value = _bytes(await redis.get(key))
         said = _read(value) if value is not None else None
         if said is not None:
             found[digest] = said

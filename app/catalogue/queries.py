@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from app.database import Connection, Record
+from workers.protocol import BUILT_IN_PREFIX
 
 
 async def workers_seen_since(connection: Connection, since: datetime) -> list[Record]:
@@ -110,7 +111,8 @@ async def workers_of_queue(connection: Connection, since: datetime, queue: str, 
     """The live workers that consume a queue, whether each registers a task, and its contract where it told one."""
     rows: list[Record] = await connection.fetch(
         """
-        SELECT node, $3 = ANY (tasks) AS registers, CASE WHEN ours THEN contracts -> $3 END AS contract
+        SELECT node, $3 = ANY (tasks) OR starts_with($3, $4) AS registers,
+               CASE WHEN ours THEN contracts -> $3 END AS contract
         FROM workers WHERE seen_time >= $1 AND $2 = ANY (queues)
           -- Who was seen to be gone is not waited for.
           AND NOT EXISTS (
@@ -122,6 +124,7 @@ async def workers_of_queue(connection: Connection, since: datetime, queue: str, 
         since,
         queue,
         task,
+        BUILT_IN_PREFIX,
     )
     return rows
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import orjson
 
+from workers.protocol import BUILT_IN_PREFIX
+
 #: Two start times of one process, told by its uptime in whole seconds, may be this far apart.
 _SAME_START: Final = timedelta(seconds=5)
 _NAME_LIMIT: Final = 255
@@ -51,7 +53,7 @@ def of_presence(node: str, value: bytes | None) -> Seen | None:
         node=node,
         ours=True,
         queues=_names(said["queues"]),
-        tasks=_names(said.get("tasks")),
+        tasks=_tasks(said.get("tasks")),
         software=_name(said.get("software")),
         contracts_digest=_name(said.get("contracts")),
         pool=_pool(_name(said.get("pool"))),
@@ -81,7 +83,7 @@ def of_answers(node: str, answers: Mapping[str, Any], now: datetime) -> Seen | N
         ours=False,
         queues=_names([queue.get("name") for queue in queues if isinstance(queue, dict)]),
         # Some tasks are told with their options behind: `svc.add [rate_limit=10/m]`.
-        tasks=_names([task.partition(" [")[0] for task in tasks if isinstance(task, str)]),
+        tasks=_tasks([task.partition(" [")[0] for task in tasks if isinstance(task, str)]),
         software=f"py-celery {version[1]}" if version and _name(version[1]) else "",
         pool=_pool(_name(pool.get("implementation")).partition(":")[0].rpartition(".")[2]),
         concurrency=_count(pool.get("max-concurrency")),
@@ -124,11 +126,15 @@ def _name(value: object) -> str:
 
 
 def _names(values: object) -> tuple[str, ...]:
-    """The names in a list, sorted, without Celery's own tasks."""
+    """The names in a list, sorted."""
     if not isinstance(values, list):
         return ()
-    found = {name for name in map(_name, values[:_MOST_NAMES]) if name and not name.startswith("celery.")}
-    return tuple(sorted(found))
+    return tuple(sorted({name for name in map(_name, values[:_MOST_NAMES]) if name}))
+
+
+def _tasks(values: object) -> tuple[str, ...]:
+    """The names of tasks in a list, without Celery's own."""
+    return tuple(name for name in _names(values) if not name.startswith(BUILT_IN_PREFIX))
 
 
 def _pool(module: str) -> str:
@@ -147,6 +153,6 @@ def _length(value: object) -> int | None:
 def _instant(value: object) -> datetime | None:
     try:
         found = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+        return found.astimezone(UTC) if found is not None and found.tzinfo is not None else None
+    except (ValueError, OverflowError):  # at either end of what a datetime can be
         return None
-    return found.astimezone(UTC) if found is not None and found.tzinfo is not None else None

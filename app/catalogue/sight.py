@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from workers.protocol import BUILT_IN_PREFIX
+
 
 @dataclass(frozen=True, slots=True)
 class Live:
@@ -65,7 +67,8 @@ def sighting(
 
 def lacking(workers: Sequence[Live], nodes: Collection[str], needed: Collection[str]) -> dict[str, list[str]]:
     """By node, the tasks that are needed and that it does not register; who lacks none is left out."""
-    found = {worker.node: sorted(set(needed) - worker.tasks) for worker in workers if worker.node in nodes}
+    told = {task for task in needed if not task.startswith(BUILT_IN_PREFIX)}
+    found = {worker.node: sorted(told - worker.tasks) for worker in workers if worker.node in nodes}
     return {node: lacks for node, lacks in sorted(found.items()) if lacks}
 
 

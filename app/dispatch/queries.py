@@ -11,6 +11,7 @@ from uuid import UUID
 from app.database import Connection, Record
 from app.dispatch.hold import Hold
 from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
+from workers.protocol import BUILT_IN_PREFIX
 
 #: A claim that is older than this is free again: its owner died or hangs.
 CLAIM_AGE: Final = timedelta(seconds=30)
@@ -34,16 +35,20 @@ _KINDS = """
     )
 """
 
+# No worker tells of Celery's own tasks.
+_TOLD = f"NOT starts_with(kinds.task, '{BUILT_IN_PREFIX}')"
+
 # What is ripe is looked for in each kind that may go out, and nowhere else: a backlog of others costs nothing. Only
 # what is taken is locked.
 _CLAIM = f"""
     WITH RECURSIVE {_KINDS}, open AS (
         SELECT kinds.queue, kinds.task, queues.exchange, queues.routing_key, queues.max_message_kib,
-            CASE WHEN kinds.task <> ALL(seen.common_tasks) THEN {NOT_REGISTERED_MOST} ELSE {_NO_LIMIT} END AS most
+            CASE WHEN kinds.task <> ALL(seen.common_tasks) AND {_TOLD} THEN {NOT_REGISTERED_MOST} ELSE {_NO_LIMIT}
+            END AS most
         FROM kinds JOIN queues ON queues.name = kinds.queue
         LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $5
         WHERE queues.declare_time IS NOT NULL AND NOT queues.paused AND queues.problem IS NULL
-            AND (seen.known_tasks IS NULL OR kinds.task = ANY(seen.known_tasks))
+            AND NOT coalesce(kinds.task <> ALL(seen.known_tasks) AND {_TOLD}, false)
     ), oldest AS (
         SELECT run.id FROM open CROSS JOIN LATERAL (
             SELECT runs.id FROM runs
@@ -109,8 +114,8 @@ _WAITING_KINDS = f"""
     WITH RECURSIVE {_KINDS}
     SELECT kinds.queue, kinds.task, queues.name IS NOT NULL AS known, queues.paused, queues.problem,
         queues.declare_time, seen.workers,
-        coalesce(kinds.task <> ALL(seen.known_tasks), false) AS unknown_task,
-        coalesce(kinds.task <> ALL(seen.common_tasks), false) AS uncommon_task
+        coalesce(kinds.task <> ALL(seen.known_tasks) AND {_TOLD}, false) AS unknown_task,
+        coalesce(kinds.task <> ALL(seen.common_tasks) AND {_TOLD}, false) AS uncommon_task
     FROM kinds LEFT JOIN queues ON queues.name = kinds.queue
     LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $1
 """  # noqa: S608

@@ -57,13 +57,15 @@ def test_what_is_no_presence(value: bytes | None) -> None:
     [
         ({"tasks": None}, "tasks", ()),
         ({"tasks": [1, None, "", "a\x00b", "x" * 300, "good", "good"]}, "tasks", ("good",)),
-        ({"queues": ["q", {}, "\x00"]}, "queues", ("q",)),
+        ({"queues": ["q", {}, "\x00", "celery.high"]}, "queues", ("celery.high", "q")),
         ({"pid": True}, "pid", None),
         ({"pid": 2**40}, "pid", None),
         ({"pid": -1}, "pid", None),
         ({"concurrency": "many"}, "concurrency", None),
         ({"start_time": "yesterday"}, "start_time", None),
         ({"start_time": "2026-03-01T11:00:00"}, "start_time", None),
+        ({"start_time": "0001-01-01T00:00:00+05:00"}, "start_time", None),
+        ({"start_time": "9999-12-31T23:59:59-05:00"}, "start_time", None),
         ({"contracts": ["x"]}, "contracts_digest", ""),
         ({"software": "\x00"}, "software", ""),
         ({"pool": 7}, "pool", ""),
@@ -150,5 +152,6 @@ async def test_what_stands_in_redis_is_read_with_care(redis: Redis) -> None:
         "deep": b'{"a": {"schema": ' + b"[" * 600 + b"]" * 600 + b"}}",
     }.items():
         await redis.set(f"{CONTRACTS_PREFIX}{digest}", value)
-    found = await contracts(redis, ["good", "nul", "list", "broken", "deep", "gone"])
+    await redis.rpush(f"{CONTRACTS_PREFIX}no_text", "x")
+    found = await contracts(redis, ["good", "no_text", "nul", "list", "broken", "deep", "gone"])
     assert found == {"good": {"a": {"signature": "()", "schema": {}, "doc": None}}}

@@ -54,3 +54,4 @@ def test_who_lacks_what_is_needed() -> None:
     assert lacking([A, B, OLD], ["a", "b"], ["add", "mul", "div"]) == {"a": ["div"], "b": ["div", "mul"]}
     assert lacking([A, B], ["a", "b"], ["add"]) == {}
     assert lacking([A, B], ["a", "b"], []) == {}
+    assert lacking([A, B], ["a", "b"], ["celery.backend_cleanup"]) == {}, "everybody has it"

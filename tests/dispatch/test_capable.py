@@ -74,6 +74,17 @@ async def test_a_task_that_no_worker_registers_waits_and_says_so(redis_rig: Rig)
     assert (await redis_rig.row(unknown))["reason"] is None
 
 
+async def test_what_every_worker_has_and_none_tells_of_is_not_held(redis_rig: Rig) -> None:
+    await redis_rig.ready_queue("q")
+    await seen(redis_rig, "q", workers=["celery@a", "celery@b"], known=["svc.other"])
+    (run,) = await redis_rig.runs("q", task="celery.backend_cleanup")
+    await redis_rig.execute("UPDATE runs SET not_registered = $1", NOT_REGISTERED_MOST)
+    outbox = redis_rig.outbox()
+    await drain(outbox)
+    assert await taken(redis_rig.url, "q") == [f"{run}.1"]
+    assert (await redis_rig.row(run))["reason"] is None
+
+
 async def test_a_hold_is_told_on_the_feed(redis_rig: Rig) -> None:
     await redis_rig.ready_queue("q")
     await seen(redis_rig, "q", workers=["celery@a", "celery@b"], known=["svc.other"])

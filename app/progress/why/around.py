@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from app.progress.why.item import Item
 from app.progress.words import few, instant
+from workers.protocol import BUILT_IN_PREFIX
 
 #: A worker or a queue that was seen longer ago than this was not seen.
 SEEN_AGE: Final = timedelta(seconds=30)
@@ -53,6 +54,8 @@ def task_unknown(now: datetime, queue: str, task: str, around: Surroundings) -> 
     """That workers consume the queue and none of them registers the task."""
     sighting = fresh(now, around)
     if sighting is None or sighting["known_tasks"] is None or task in sighting["known_tasks"]:
+        return
+    if task.startswith(BUILT_IN_PREFIX):
         return
     names = sighting["workers"]
     detail = f"No worker on the queue {queue} registers the task {task} ({few(names)} {agree(names)} it)."
