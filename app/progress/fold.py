@@ -89,6 +89,17 @@ def _is_not_registered(report: Report) -> bool:
     return report.state == FAILURE and not report.traceback and error_of(report.meta, None)["type"] == "NotRegistered"
 
 
+def _of_second_copy(standing: Standing, report: Report) -> bool:
+    """Whether somebody runs the attempt by a second copy of a message of which another worker gave up the first.
+
+    One message may be twice on the broker; who did not know the task spoke only for the copy that it took.
+    """
+    n, before = report.task_id.dispatch, standing.attempts[-1].get("dispatch") if standing.attempts else 0
+    if not standing.not_registered or before is None or not before < n < standing.first_dispatch:
+        return False
+    return report.state != REVOKED and not _is_not_registered(report)
+
+
 def _failed(now: datetime, standing: Standing, report: Report) -> Standing | None:
     if _is_not_registered(report):
         return moves.not_registered(now, standing, report.task_id.dispatch, report.worker)
@@ -148,6 +159,8 @@ def fold(report: Report, now: datetime) -> Move:
 
     def move(standing: Standing) -> Standing | None:
         n = report.task_id.dispatch
+        if standing.state not in TERMINAL and _of_second_copy(standing, report):
+            standing = replace(standing, first_dispatch=n)
         if standing.state in TERMINAL or n < standing.first_dispatch:
             return _late(now, standing, report)
         if n > standing.dispatches + 1:

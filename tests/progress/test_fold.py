@@ -180,6 +180,26 @@ def test_not_registered_never_ends_a_run() -> None:
     assert fold(report("FAILURE", UNKNOWN), NOW)(again) is None, "the same answer, read again, counts once"
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_second_copy_of_what_one_worker_gave_up_is_run_by_another(before: int) -> None:
+    """A message that nobody confirmed is sent again: one copy to a worker without the task, one to a worker with it."""
+    n = before + 1
+    put_away = [{"attempt": 1, "dispatch": before, "state": "FAILURE", "error": None}] if before else []
+    sent = replace(SENT, attempts=put_away, attempt=1 + len(put_away), dispatches=n, first_dispatch=n)
+    given_up = after(sent, report("FAILURE", UNKNOWN, n=n))
+    lease = {"jobplane_lease": {"token": "x", "lease_s": 30}}
+    begun = after(given_up, report("STARTED", lease, n=n, worker="good@h"))
+    assert (begun.state, begun.leased, begun.worker, begun.dispatch_time) == ("STARTED", True, "good@h", NOW)
+    assert fold(report("FAILURE", UNKNOWN, n=n), NOW)(begun) is None
+    for standing in (begun, given_up, replace(given_up, dispatches=n + 1, dispatch_time=NOW)):
+        ended = after(standing, report("SUCCESS", 42, n=n))
+        assert (ended.state, ended.result, ended.late) == ("SUCCESS", 42, [])
+    for other in (report("REVOKED", n=n), report("FAILURE", UNKNOWN, n=n)):
+        assert after(given_up, other).dispatch_time is None, "that says nothing of the next message"
+    old = after(given_up, report("SUCCESS", 1, n=before)) if before else given_up
+    assert old.state == "PENDING", "an attempt that is over stays over"
+
+
 def test_not_registered_waits_longer_each_time_and_then_for_every_worker() -> None:
     standing, waits = SENT, []
     for n in range(1, 10):
