@@ -66,7 +66,7 @@ class Control:
             asked = app.control.inspect(
                 destination=list(nodes), timeout=_ANSWER_S, limit=len(nodes), connection=connection
             )
-            return {node: {task["id"] for task in tasks} for node, tasks in (asked.active() or {}).items()}
+            return ids_of(asked.active())
 
         return await self._say(say)
 
@@ -90,9 +90,9 @@ class Control:
                 destination=list(nodes), timeout=_ANSWER_S, limit=len(nodes), connection=connection
             )
             # In the order in which a task goes on, so that none slips through between two questions.
-            answers = [asked.scheduled() or {}, asked.reserved() or {}, asked.active() or {}]
+            answers = [ids_of(asked.scheduled()), ids_of(asked.reserved()), ids_of(asked.active())]
             return {
-                node: {task.get("request", task)["id"] for answer in answers for task in answer[node]}
+                node: set().union(*(answer[node] for answer in answers))
                 for node in nodes
                 if all(node in answer for answer in answers)
             }
@@ -144,6 +144,16 @@ class Control:
         if error is not None and not self._away:
             log.info("workers_not_told", error=f"{type(error).__name__}: {error}".partition("\n")[0])
         self._away = error is not None
+
+
+def ids_of(answers: Any) -> dict[str, set[str]]:
+    """The ids of the tasks that each worker lists; one that says anything else has not answered."""
+    found: dict[str, set[str]] = {}
+    for node, told in (answers or {}).items():
+        with suppress(TypeError, KeyError, AttributeError):
+            # What is kept for later stands a level deeper.
+            found[node] = {str(task.get("request", task)["id"]) for task in told}
+    return found
 
 
 def tls_of(url: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from app.database import Database, clock
 from app.progress import moves
 from app.progress.consumers import Consumers, Found, Held, Who
+from app.progress.control import ids_of
 from app.progress.fold import Report, fold
 from app.progress.reap import Reaper
 from app.progress.transition import apply
@@ -69,6 +70,19 @@ def test_whom_a_message_may_have_gone_to(found: Found, who: Who) -> None:
 )
 def test_when_it_is_certain_that_nobody_has_a_message(held: Held, nodes: frozenset[str], lacks: bool) -> None:
     assert held.lacks(nodes, ["x"]) is lacks
+
+
+def test_an_odd_answer_is_none_and_spoils_no_other() -> None:
+    odd: dict[str, Any] = {
+        "error": {"error": "no"},
+        "none": None,
+        "words": ["x"],
+        "nameless": [{}],
+        "deep": [{"request": 7}],
+    }
+    good = {"good": [{"id": "a"}, {"eta": 1, "request": {"id": "b"}}], "idle": []}
+    assert ids_of({**odd, **good}) == {"good": {"a", "b"}, "idle": set()}
+    assert ids_of(None) == {}
 
 
 async def test_what_the_broker_has_lent_is_read(redis: Redis, redis_url: str) -> None:
