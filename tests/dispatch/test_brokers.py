@@ -17,7 +17,8 @@ from tests.proxy import TcpProxy
 
 @pytest.fixture
 async def broker(either_url: str) -> AsyncIterator[Broker]:
-    made = connect(either_url, TIMEOUT_S)
+    """The broker, with all the time that a busy machine may need."""
+    made = connect(either_url, 20)
     yield made
     await made.close()
 
@@ -32,7 +33,7 @@ async def far(either_url: str, proxy: TcpProxy) -> AsyncIterator[Broker]:
 
 @pytest.fixture
 async def rabbit(amqp_url: str) -> AsyncIterator[Broker]:
-    made = connect(amqp_url, TIMEOUT_S)
+    made = connect(amqp_url, 20)
     yield made
     await made.close()
 
