@@ -77,7 +77,7 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         replace(ENDED, state="SUCCESS"),
         CALM,
         ["ended"],
-        "The run ended with SUCCESS at 2026-11-22T12:00:00Z 8 minutes after its start.",
+        "The run ended with SUCCESS at 2026-11-22T12:00:00Z, 8 minutes after its start.",
     ),
     (
         replace(ENDED, state="FAILURE", error=ERROR, start_time=None),
@@ -223,14 +223,20 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         around(workers=[WORKER, {**WORKER, "node": "thief@b", "tasks": []}]),
         ["not_registered_taken"],
         "The worker thief@b, which does not register t, took it and gave it up (2 times so far); of the live workers "
-        "on the queue thief@b does not register it; it goes out again at 2026-11-22T12:00:09Z, in 9 seconds.",
+        "on the queue, thief@b does not register it; it goes out again at 2026-11-22T12:00:09Z, in 9 seconds.",
+    ),
+    (
+        replace(NEW, not_registered=2, due_time=SOON),
+        seen(known_tasks=["x"], common_tasks=["x"]),
+        ["task_not_registered", "not_registered_taken"],
+        "No worker on the queue q registers the task t (celery@a consumes it).",
     ),
     (
         replace(NEW, not_registered=5, due_time=SOON),
         seen(common_tasks=[]),
         ["not_registered_taken"],
-        "A worker that does not register t took it and gave it up (5 times so far); it waits until every one of them "
-        "does.",
+        "A worker that does not register t took it and gave it up (5 times so far); it waits until every live "
+        "worker on the queue does.",
     ),
     (
         replace(NEW, attempt=2, attempts=[ATTEMPT], due_time=SOON, reason="retry backoff after ValueError"),
@@ -323,6 +329,15 @@ def test_a_worker_that_the_queue_has_lost_since_is_not_named() -> None:
     new = {**WORKER, "node": "celery@new", "seen_time": NOW}
     (item,) = why_run(NOW, run_of(SENT), around(workers=[WORKER, gone, new]), ahead=0)
     assert item.workers == ["celery@a", "celery@new"]
+
+
+def test_a_run_that_is_held_is_not_said_to_go_out_again() -> None:
+    run = run_of(replace(NEW, not_registered=2, due_time=SOON))
+    told = {
+        known: one_of(why_run(NOW, run, seen(known_tasks=[known]), 0), "not_registered_taken").detail for known in "xt"
+    }
+    assert "goes out again" in told["t"]
+    assert "goes out again" not in told["x"]
 
 
 def test_what_else_waits_for_the_queue_is_counted_up_to_a_bound() -> None:

@@ -55,7 +55,7 @@ def why_run(now: datetime, run: Mapping[str, Any], around: Surroundings, ahead: 
 
 
 def _ended(run: Mapping[str, Any]) -> Item:
-    took = "" if run["start_time"] is None else f" {duration(run['end_time'] - run['start_time'])} after its start"
+    took = "" if run["start_time"] is None else f", {duration(run['end_time'] - run['start_time'])} after its start"
     detail = f"The run ended with {run['state']} at {instant(run['end_time'])}{took}"
     if run["state"] == FAILURE and run["error"]:
         detail += f": {_error(run['error'])}"
@@ -155,8 +155,8 @@ def _unsent(now: datetime, run: Mapping[str, Any], around: Surroundings) -> list
         since = datetime.fromisoformat(away[1])
         detail = f"The broker has been away since {instant(since)}, for {duration(now - since)}."
         items.append(Item("broker_away", detail, time=since))
-    items += task_unknown(now, run["queue"], run["task"], around)
-    items += _taken(now, run, around)
+    unknown = list(task_unknown(now, run["queue"], run["task"], around))
+    items += [*unknown, *_taken(now, run, around, held=bool(unknown))]
     if due > now and not run["not_registered"]:
         items.append(_later(now, run))
     elif reason.startswith("worker lost"):
@@ -192,8 +192,8 @@ def _without_tail(reason: str) -> str:
     return reason.removesuffix(": sent again")
 
 
-def _taken(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Iterator[Item]:
-    """Workers that do not know the task took its messages and gave them up."""
+def _taken(now: datetime, run: Mapping[str, Any], around: Surroundings, *, held: bool = False) -> Iterator[Item]:
+    """Workers that do not know the task took its messages and gave them up. `held`: nothing is sent when it is due."""
     times = run["not_registered"]
     if not times:
         return
@@ -207,11 +207,11 @@ def _taken(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Itera
     detail = f"{who} took it and gave it up ({counted(times, 'time', 'times')} so far)"
     suspects = [one["node"] for one in live_workers(now, around) if run["task"] not in one["tasks"]]
     if suspects:
-        detail += f"; of the live workers on the queue {few(suspects)} {agree(suspects, 'does', 'do')} not register it"
+        detail += f"; of the live workers on the queue, {few(suspects)} {agree(suspects, 'does', 'do')} not register it"
     common = common_tasks(now, around)
     if times >= NOT_REGISTERED_MOST and common is not None and run["task"] not in common:
-        detail += "; it waits until every one of them does"
-    elif run["dispatch_time"] is None and run["due_time"] > now:
+        detail += "; it waits until every live worker on the queue does"
+    elif run["dispatch_time"] is None and run["due_time"] > now and not held:
         detail += f"; it goes out again at {instant(run['due_time'])}, in {duration(run['due_time'] - now)}"
     yield Item(
         "not_registered_taken",
