@@ -96,7 +96,7 @@ def out_of_reach(row: Mapping[str, Any]) -> Maker:
         what = f"it was sent, and nothing was heard of it since {_clock(sent_time)}; a worker may still take it"
     else:
         who = row["worker"] or "a worker without a lease of the plane"
-        what = f"{who} had it, was not heard of since {_clock(row['update_time'])}, and may still be at it"
+        what = f"{who} had it, was last heard of at {_clock(row['update_time'])}, and may still be at it"
     detail = f"the deadline was {_clock(row['deadline_time'])}: {what}"
     return if_same(row, lambda now: moves.exceed(now, moves.OUTCOME_UNKNOWN, detail))
 
