@@ -5,6 +5,7 @@ Importing this module reads the settings; a wrong one ends the process with one 
 
 import ssl
 import sys
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,11 +18,19 @@ from workers.settings import Settings, SettingsError, current
 TASKS = ("workers.tasks.files", "workers.tasks.http")
 
 
+class App(Celery):
+    """Celery with our worker, whose end is bounded."""
+
+    @cached_property
+    def Worker(self) -> Any:
+        return self.subclass_with_self("workers.watchdog:Worker")
+
+
 def make_app(settings: Settings) -> Celery:
     """The worker's Celery app, current and default, with our tasks and those of the modules in `include`."""
     for module in settings.include:
         _check_module(module)
-    app = Celery("jobplane", amqp="workers.queues:AMQP", events="workers.events:Events", task_cls="workers.task:Task")
+    app = App("jobplane", amqp="workers.queues:AMQP", events="workers.events:Events", task_cls="workers.task:Task")
     app.conf.update(_configuration(settings))
     app.steps["worker"].add(SayPresence)
     app.steps["consumer"].add(LookForQueues)
@@ -46,6 +55,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         # A killed worker loses nothing; what it was at is decided by the lease, never by a loop of redeliveries.
         "task_acks_late": True,
         "task_reject_on_worker_lost": False,
+        "jobplane_fence": settings.fence,
         # The base task reports STARTED itself, once it holds the lease.
         "task_track_started": False,
         "worker_prefetch_multiplier": 1,

@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from workers.log import log
-from workers.protocol import HEARTBEAT_S, LEASE_MEMORY_S, LEASE_S
+from workers.protocol import FENCE_S, HEARTBEAT_S, LEASE_MEMORY_S, LEASE_S
 
 if TYPE_CHECKING:
     from workers.lease import Attempt
@@ -27,6 +27,8 @@ AWAY: Final = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOn
 PAUSE_S: Final = 1.0
 #: Longest that one command may hold up a body.
 _COMMAND_S: Final = 2.0
+#: What an attempt lost its lease to, if nobody else is known to have it.
+UNRENEWED: Final = "not renewed in time"
 
 # KEYS lease, result; ARGV held:<token> or '', lease ms, report or '', expiry s.
 # Answers ARGV[1] if it was said, else the lease's foreign value, or `ended` if the result is final already.
@@ -73,9 +75,13 @@ return ARGV[1]
 
 
 class Keeper:
-    """Renews the leases of this process and says news that waited. `run_once` is one heartbeat."""
+    """Renews the leases of this process and says news that waited. `run_once` is one heartbeat.
 
-    def __init__(self, url: str) -> None:
+    With `fence_s`, a lease that could not be renewed for so long is given up: its body ends.
+    """
+
+    def __init__(self, url: str, fence_s: float | None = FENCE_S) -> None:
+        self._fence_s = fence_s
         self.redis: Redis = Redis.from_url(
             url,
             decode_responses=True,
@@ -138,11 +144,14 @@ class Keeper:
 
     def say(self, attempt: "Attempt", report: str) -> str:
         """Store and publish a report if the attempt may speak; the script's answer."""
+        sent_at = time.monotonic()
         answer: str = self._say(
             keys=[attempt.key or attempt.result_key, attempt.result_key],
             args=[attempt.held, int(LEASE_S * 1000), report, attempt.expires_s],
         )
         self._away = False
+        if answer == attempt.held:
+            attempt.renewed_at = sent_at
         return answer
 
     def wake(self) -> None:
@@ -163,6 +172,7 @@ class Keeper:
             self.close(attempt, value)
         # Under the lock, so that a lease which is dropped now is not made again by us.
         with self._lock:
+            sent_at = time.monotonic()
             leased = [attempt for attempt in self._attempts if attempt.key and attempt.lost is None]
             values: list[str] = (
                 self._renew(
@@ -175,9 +185,22 @@ class Keeper:
             everyone = list(self._attempts)
         self._away = False
         for attempt, value in zip(leased, values, strict=True):
-            if value != attempt.held:
+            if value == attempt.held:
+                attempt.renewed_at = sent_at
+            else:
                 attempt.lose(value)
         for attempt in everyone:
+            attempt.interrupt()
+
+    def fence(self) -> None:
+        """End the bodies whose lease could not be renewed in time: it may be somebody else's soon."""
+        if self._fence_s is None:
+            return
+        with self._lock:
+            everyone = [attempt for attempt in self._attempts if attempt.key]
+        for attempt in everyone:
+            if time.monotonic() - attempt.renewed_at >= self._fence_s:
+                attempt.lose(UNRENEWED)
             attempt.interrupt()
 
     def _run(self) -> None:
@@ -196,6 +219,7 @@ class Keeper:
                     beat_time = time.monotonic() + HEARTBEAT_S
             except AWAY as error:
                 self.note(error)
+                self.fence()
             except Exception:
                 # Whatever it is, the other leases of this process must not end by it.
                 log.exception("heartbeat_failed")
@@ -205,11 +229,11 @@ _keepers: dict[str, Keeper] = {}
 _making = threading.Lock()
 
 
-def keeper(url: str) -> Keeper:
+def keeper(url: str, fence_s: float | None = FENCE_S) -> Keeper:
     """This process's keeper of the leases in that Redis."""
     with _making:
         if url not in _keepers:
-            _keepers[url] = Keeper(url)
+            _keepers[url] = Keeper(url, fence_s)
         return _keepers[url]
 
 

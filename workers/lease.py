@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from workers import interrupts
-from workers.keeper import AWAY, PAUSE_S, Keeper
+from workers.keeper import AWAY, PAUSE_S, UNRENEWED, Keeper
 from workers.log import log
 from workers.protocol import CANCELLED, DONE, HELD
 
@@ -51,6 +51,8 @@ class Attempt:
         self.token = secrets.token_hex(12) if key else None
         self.held = f"{HELD}{self.token}" if key else ""
         self.lost: str | None = None
+        #: When the last word that renewed the lease was sent, on the monotonic clock.
+        self.renewed_at = time.monotonic()
         self._ident = threading.get_ident()
         self._inside = False
         self._gate = threading.Lock()
@@ -124,7 +126,10 @@ class Attempt:
         return self._next_time if self._retry_time is None else self._retry_time
 
     def execute(self, body: Callable[[], T]) -> T:
-        """Run the body; Ignore, so that Celery stores nothing, if the lease was lost meanwhile."""
+        """Run the body; Ignore, so that Celery stores nothing, if the lease was lost meanwhile.
+
+        Reject, so that the message comes again, if that is only because Redis was away: nobody else may have it.
+        """
         try:
             try:
                 self._enter()
@@ -139,6 +144,8 @@ class Attempt:
         else:
             if self.lost is None:
                 return result
+        if self.lost == UNRENEWED:
+            raise Reject(f"the lease was lost: {self.lost}", requeue=True)
         raise Ignore(f"the lease was lost: {self.lost}")
 
     def interrupt(self) -> None:

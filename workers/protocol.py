@@ -31,6 +31,8 @@ LEASE_REPORT: Final = "jobplane_lease"
 LEASE_S: Final = 30.0
 #: How often a worker renews it.
 HEARTBEAT_S: Final = 5.0
+#: A worker that could not renew a lease for so long ends its body: before the lease ends, and another one may begin.
+FENCE_S: Final = 24.0
 #: How long the last value of a lease (`done`, `reaped`, `cancelled`) refuses later deliveries.
 LEASE_MEMORY_S: Final = 24 * 3600
 

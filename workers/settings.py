@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     soft_shutdown_s: float = Field(
         10, ge=0, le=3600, description="how long a stop lets running tasks finish before it hands them back"
     )
+    fence: bool = Field(
+        True,
+        description="end a task whose lease could not be renewed for 24 s, for another worker may soon begin it; "
+        "`false` lets tasks go on through a longer absence of Redis, at the price of two bodies at once",
+    )
     visibility_timeout_s: int = Field(
         12 * 3600, ge=60, description="Redis broker: an unacknowledged message is delivered again after this long"
     )

@@ -21,7 +21,7 @@ from celery.signals import task_postrun
 from workers.keeper import Keeper, keeper
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.log import log
-from workers.protocol import HEADER, LEASE_REPORT, LEASE_S, lease_key
+from workers.protocol import FENCE_S, HEADER, LEASE_REPORT, LEASE_S, lease_key
 
 __all__ = ["PROGRESS", "Cancelled", "LeaseLost", "Task", "progress"]
 
@@ -132,7 +132,7 @@ class Task(CeleryTask):
         return attempt
 
     def _keeper(self) -> Keeper:
-        return keeper(self.app.conf.result_backend)
+        return keeper(self.app.conf.result_backend, FENCE_S if self.app.conf.jobplane_fence else None)
 
     def _report(self, request: Any, state: str, meta: Any) -> str:
         """A report as Celery's backend writes it, but without the arguments, which the end brings along."""

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from redis import Redis
+from redis.exceptions import RedisError
 
 from app.embedded import Valkey
 from tests.processes import wait_until
+from tests.proxy import TcpProxy
 from workers.keeper import Keeper
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.protocol import CANCELLED, DONE, REAPED
@@ -99,6 +102,54 @@ def test_end_is_never_covered(keeper: Keeper, status: str) -> None:
 def test_what_stands_there_need_not_be_a_report(keeper: Keeper, old: str) -> None:
     keeper.redis.set("celery-task-meta-one", old)
     assert taken(keeper).lost is None
+
+
+def far_keeper(redis_url: str, proxy: TcpProxy, fence_s: float | None) -> Keeper:
+    """One that reaches Redis through the proxy."""
+    parts = urlsplit(redis_url)
+    return Keeper(parts._replace(netloc=parts.netloc.replace(str(parts.port), str(proxy.port))).geturl(), fence_s)
+
+
+def test_what_cannot_be_renewed_is_ended_and_comes_again(redis_url: str) -> None:
+    with TcpProxy("127.0.0.1", urlsplit(redis_url).port or 0) as proxy:
+        keeper = far_keeper(redis_url, proxy, 0.5)
+        attempt = taken(keeper)
+        proxy.cut()
+        with pytest.raises(Reject) as rejected:
+            attempt.execute(lambda: time.sleep(60))
+        assert rejected.value.requeue
+        with pytest.raises(LeaseLost):
+            attempt.check()
+        proxy.restore()
+        heir = Attempt(keeper, "celery-task-meta-one", 60, "lease:one")
+        keeper.redis.delete("lease:one")  # what time does
+        keeper.take(heir, '{"status": "STARTED"}')
+        attempt.end(finished=False)
+        assert keeper.redis.get("lease:one") == heir.held
+        heir.end(finished=True)
+        keeper.redis.close()
+
+
+@pytest.mark.parametrize("fence_s", [None, 60])
+def test_a_body_outlives_an_outage_that_is_no_longer_than_it_may_be(redis_url: str, fence_s: float | None) -> None:
+    with TcpProxy("127.0.0.1", urlsplit(redis_url).port or 0) as proxy:
+        keeper = far_keeper(redis_url, proxy, fence_s)
+        attempt = taken(keeper)
+
+        def body() -> str:
+            proxy.cut()
+            attempt.tell(lambda: '{"status": "PROGRESS"}', at_once=True)
+            for _ in range(3):
+                with pytest.raises(RedisError):
+                    keeper.run_once()
+                keeper.fence()
+            proxy.restore()
+            return "whole"
+
+        assert attempt.execute(body) == "whole"
+        attempt.end(finished=True)
+        assert keeper.redis.get("lease:one") == DONE
+        keeper.redis.close()
 
 
 def test_interrupt_never_escapes_the_body(keeper: Keeper) -> None:

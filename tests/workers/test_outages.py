@@ -173,6 +173,17 @@ def test_stop_while_redis_is_gone(tmp_path: Path, start_worker: StartWorker, pla
         valkey.stop()
 
 
+def test_a_stop_that_hangs_is_ended(
+    amqp_url: str, redis_url: str, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    _declare(plane_on(amqp_url, redis_url), "work")
+    settings = {"soft_shutdown_s": "0.5", "include": "tests.workers.hanging_end"}
+    worker = start_worker(amqp_url, redis_url, "-c", "1", settings=settings)
+    worker.send_signal(signal.SIGQUIT)
+    assert worker.wait(30) == os.EX_SOFTWARE
+    assert "shutdown_hangs" in worker.output()
+
+
 def test_paused_worker_is_ended_when_it_wakes(shared: tuple[Process, Plane], tmp_path: Path) -> None:
     """SIGSTOP, reaped meanwhile, SIGCONT: the old body ends within a heartbeat and says nothing more."""
     worker, plane = shared
