@@ -134,10 +134,10 @@ class Database:
         async with self._pool.acquire(timeout=10) as connection:
             yield connection
 
-    async def close(self) -> None:
-        """Close every connection, waiting at most 5 s for those in use."""
+    async def close(self, wait_s: float = 5) -> None:
+        """Close every connection, waiting at most so long for those in use."""
         try:
-            await asyncio.wait_for(self._pool.close(), 5)
+            await asyncio.wait_for(self._pool.close(), wait_s)
         except TimeoutError:
             self._pool.terminate()
 

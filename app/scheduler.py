@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
@@ -40,7 +40,10 @@ logger = structlog.get_logger()
 
 POLL_S: Final = 1.0
 BEAT_S: Final = 2.0
-_STOP_S: Final = 8.0
+#: How long passes in hand may take when we are stopped, how long goodbyes, and how long the database's.
+_STOP_S: Final = 6.0
+_GOODBYE_S: Final = 1.5
+_CLOSE_S: Final = 1.0
 _RETRY_S: Final = 1.0
 
 
@@ -103,14 +106,11 @@ class Scheduler:
         try:
             await self._run(loops)
         finally:
-            await end(doorbell)
-            await recorder.close()
+            goodbyes = [end(doorbell), recorder.close(), catalogue.close(), _say_goodbye(database, self.name)]
             if replies is not None:
-                await replies.close()
-            await catalogue.close()
-            for closing in (publisher.close(), asker.close(), _say_goodbye(database, self.name), redis.aclose()):
-                await closing
-            await database.close()
+                goodbyes.append(replies.close())
+            await _within(_GOODBYE_S, *goodbyes)
+            await _within(_GOODBYE_S, publisher.close(), asker.close(), redis.aclose(), database.close(_CLOSE_S))
             logger.info("scheduler_down", name=self.name)
 
     async def _run(self, loops: list[Loop]) -> None:
@@ -150,6 +150,16 @@ def _beat(database: Database, name: str, loops: list[Loop]) -> Callable[[], Awai
         return False
 
     return run_once
+
+
+async def _within(seconds: float, *closings: Coroutine[Any, Any, None]) -> None:
+    """Close all of these at once; who does not answer in time is left. Never raises."""
+    tasks = [asyncio.create_task(closing) for closing in closings]
+    _, slow = await asyncio.wait(tasks, timeout=seconds)
+    await end(*slow)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("not_closed", problem=f"{type(error).__name__}: {error}")
 
 
 async def _say_goodbye(database: Database, name: str) -> None:
