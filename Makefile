@@ -39,12 +39,12 @@ rabbitmq:
 run: .venv/installed  ## the whole plane on this machine: PostgreSQL, Valkey, API, scheduler, worker
 	@exec $(BIN)/jobplane up $(UP_ARGS)
 
-# Three processes on two cores: a good part of the suite waits for real leases and real outages.
+# Four processes on two cores: a good part of the suite waits for real leases and real outages.
 test: .venv/installed .venv-celery54/installed rabbitmq  ## the test suite, with every server it needs (under 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not long"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not long"
 
 test-all: .venv/installed .venv-celery54/installed rabbitmq  ## the same and what takes longer
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 check: .venv/installed  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The control process: tick, dispatch, record, reap and sweep, each in its loop, until stopped.
+"""The control process: from tick to sweep, each stage's passes in loops of their own, until stopped.
 
 Any number of these may run; none leads. What one of them does, its own stage says.
 """

@@ -108,10 +108,14 @@ async def running(connection: Connection, after: UUID, limit: int) -> list[Recor
 
 
 async def past_start_deadline(connection: Connection, now: datetime, after: UUID, limit: int) -> list[Record]:
-    """Runs that no worker has started by their start deadline; `sent` if a message of them may be out."""
+    """Runs that no worker has started by their start deadline; `untouched` if no message of them can be out.
+
+    A claim that was given back, for the broker's word did not come, leaves no mark but a version.
+    """
     rows: list[Record] = await connection.fetch(
         """
-        SELECT id, attempt, retries, runs.version, claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent,
+        SELECT id, attempt, retries, runs.version,
+               claim_time IS NULL AND dispatches = 0 AND runs.version = 1 AS untouched,
                first_dispatch, dispatches, coalesce(dispatch_time, claim_time) AS sent_time, result_db, result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue
         WHERE end_time IS NULL AND state = $4 AND attempt = 1 AND start_deadline_time <= $1 AND id > $2
@@ -126,10 +130,11 @@ async def past_start_deadline(connection: Connection, now: datetime, after: UUID
 
 
 async def past_deadline(connection: Connection, now: datetime, after: UUID, limit: int) -> list[Record]:
-    """Runs that have not ended by their deadline; `sent` if a message of this attempt may be out."""
+    """Runs that have not ended by their deadline; `untouched` if no message of them can be out, `sent` if one is."""
     rows: list[Record] = await connection.fetch(
         """
         SELECT runs.id, queue, state, reason, leased, worker, attempt, retries, deadline_time, runs.update_time,
+               claim_time IS NULL AND dispatches = 0 AND runs.version = 1 AS untouched,
                claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent, first_dispatch, dispatches,
                coalesce(dispatch_time, claim_time) AS sent_time, result_db, result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue

@@ -131,7 +131,12 @@ class Reaper:
         self.moved += len(rows)
         for row in rows:
             log.info(
-                "run_reaped", run_id=str(row["id"]), state=row["state"], reason=row["reason"], attempt=row["attempt"]
+                "run_reaped",
+                run_id=str(row["id"]),
+                state=row["state"],
+                attempt=row["attempt"],
+                reason=row["reason"],
+                error=(row["error"] or {}).get("type"),
             )
         await announce(self._redis, rows)
         if any(row["state"] == PENDING for row in rows):
@@ -142,14 +147,14 @@ class Reaper:
         async for rows in self._pages(
             lambda connection, after: queries.past_start_deadline(connection, now, after, PAGE)
         ):
-            await self._apply({row["id"]: [guards.if_unsent(moves.expire)] for row in rows if not row["sent"]})
+            await self._apply({row["id"]: [guards.if_unsent(moves.expire)] for row in rows if row["untouched"]})
 
     async def _expire_sent(self) -> None:
         now = await self._now()
         async for rows in self._pages(
             lambda connection, after: queries.past_start_deadline(connection, now, after, PAGE)
         ):
-            late = [row for row in rows if row["sent"]]
+            late = [row for row in rows if not row["untouched"]]
             late = [row for row in late if row["sent_time"] is None or self._calm.knows_of(row["sent_time"], now)]
             taken = [row for row in late if await self._take(row, CANCELLED)]
             said = await self._truth(taken)
@@ -158,13 +163,13 @@ class Reaper:
     async def _exceed_unsent(self) -> None:
         now = await self._now()
         async for rows in self._pages(lambda connection, after: queries.past_deadline(connection, now, after, PAGE)):
-            await self._apply({row["id"]: [guards.never_given(row)] for row in rows if not row["sent"]})
+            await self._apply({row["id"]: [guards.never_given(row)] for row in rows if row["untouched"]})
 
     async def _exceed_sent(self) -> None:
         """Whoever of ours has the run, or comes to take it, is refused first; what is stored as its end counts."""
         now = await self._now()
         async for rows in self._pages(lambda connection, after: queries.past_deadline(connection, now, after, PAGE)):
-            late = [row for row in rows if row["sent"]]
+            late = [row for row in rows if not row["untouched"]]
             async with self._database.reading() as connection:
                 audiences = await cancel_queries.audiences(connection, now, [row["queue"] for row in late])
             wanted: dict[UUID, list[Maker]] = {}
@@ -175,10 +180,8 @@ class Reaper:
                     continue
                 ours = row["leased"] or (before or "").startswith(HELD)
                 ours = ours or (not is_running(row["state"]) and audiences[row["queue"]].only_ours)
-                wanted[row["id"]] = [
-                    *said[row["id"]],
-                    guards.taken_back(row) if ours else guards.out_of_reach(row),
-                ]
+                verdict = guards.taken_back if ours else guards.out_of_reach
+                wanted[row["id"]] = [*said[row["id"]], (verdict if row["sent"] else guards.never_given)(row)]
             await self._apply(wanted)
 
     async def _withdraw(self, rows: Sequence[Record]) -> dict[UUID, list[Maker]]:

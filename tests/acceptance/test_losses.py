@@ -54,7 +54,7 @@ def test_runs_end_once_although_valkey_was_killed_for_five_seconds(
     wait_until(api.ready, 20, "ready again")
 
 
-@pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
+@pytest.mark.parametrize("broker", ["valkey", pytest.param("rabbitmq", marks=pytest.mark.long)])
 def test_the_runs_of_a_killed_worker_run_again(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> None:
     plane: Plane = request.getfixturevalue({"valkey": "plane", "rabbitmq": "amqp_plane"}[broker])
     witness = tmp_path / "witness"

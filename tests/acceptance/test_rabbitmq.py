@@ -100,6 +100,7 @@ def run_to_its_end(api: Api, task: str, queue: str, namespace: str = "default") 
     return ended
 
 
+@pytest.mark.long
 def test_twenty_seconds_twenty_runs_through_a_quorum_queue(amqp_plane: Plane, broker: Broker) -> None:
     api = amqp_plane.api()
     amqp_plane.scheduler()

@@ -129,6 +129,25 @@ def test_a_report_after_the_deadline_is_a_late_end() -> None:
     assert replace(later, late=[]) == ended
 
 
+async def test_what_was_perhaps_sent_is_refused_before_it_ends(
+    database: Database, redis: Redis, reaper: Reaper
+) -> None:
+    """The broker's word did not come, so the claim was given back: its message may be out all the same."""
+    perhaps = {"sent": False, "version": 2, "reason": "broker away since 2019-12-31T23:00:00Z"}
+    late, too_late_to_start = (
+        await make_run(database, **perhaps, **LATE),
+        await make_run(database, **perhaps, start_deadline_time=LATE["deadline_time"]),
+    )
+    begun = await make_run(database, **perhaps, start_deadline_time=LATE["deadline_time"])
+    await redis.set(lease_key(begun, 1, 0), f"{HELD}abc", px=30_000)
+    await reaper.run_once()
+    assert failure(await row_of(database, late)) == EXCEEDED
+    assert (await row_of(database, too_late_to_start))["state"] == "REVOKED"
+    assert (await row_of(database, begun))["state"] == "PENDING"
+    for run_id in (late, too_late_to_start):
+        assert await redis.get(lease_key(run_id, 1, 0)) == CANCELLED.encode()
+
+
 async def test_no_redis_is_needed_for_what_was_never_sent(
     database: Database, settings: Settings, tmp_path: Path
 ) -> None:
