@@ -122,6 +122,7 @@ def test_it_outlasts_an_outage_of_the_broker(
     assert begun(witness) == {last: 1}, "what was in the queue before it was refused"
 
 
+@pytest.mark.long
 def test_cancels_in_the_midst_of_starts_and_ends_end_each_run_once(plane: Plane, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     api = plane.api()

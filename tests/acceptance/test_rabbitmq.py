@@ -179,7 +179,7 @@ def test_two_services_of_other_teams_share_the_broker_and_never_meet(
         assert refusals(worker) == []
 
 
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.parametrize("kind", ["classic", pytest.param("quorum", marks=pytest.mark.long)])
 def test_a_queue_that_the_plane_made_first_is_the_one_that_a_stock_service_declares(
     amqp_plane: Plane, broker: Broker, service: Service, kind: str
 ) -> None:

@@ -142,7 +142,7 @@ async def test_a_thief_is_named(client: httpx.AsyncClient, queue: str, database:
     )
     assert item["detail"] == (
         "The worker thief@b, which does not register files.digest, took it and gave it up (5 times so far); of the "
-        "live workers on the queue thief@b does not register it; it waits until every one of them does."
+        "live workers on the queue, thief@b does not register it; it waits until every live worker on the queue does."
     )
 
 

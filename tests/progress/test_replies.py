@@ -214,6 +214,7 @@ async def _fails(replies: Replies) -> bool:
     return False
 
 
+@pytest.mark.long
 async def test_a_scheduler_that_is_killed_between_commit_and_word_to_the_broker_is_followed_by_another(
     database: Database,
     settings: Settings,
