@@ -1,6 +1,7 @@
 """Who may import whom: the way of the data, kept."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def within(name: str, part: str) -> bool:
     return name == part or name.startswith(part + ".")
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     files = [path for package in ("app", "workers") for path in sorted((ROOT / package).rglob("*.py"))]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}

@@ -115,6 +115,7 @@ def test_twenty_seconds_twenty_runs_through_a_quorum_queue(amqp_plane: Plane, br
     assert {name: found.type for name, found in broker.await_silence().items()} == dict.fromkeys(OURS, "quorum")
 
 
+@pytest.mark.long
 def test_two_services_of_other_teams_share_the_broker_and_never_meet(
     amqp_plane: Plane, broker: Broker, service: Service
 ) -> None:

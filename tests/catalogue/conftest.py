@@ -121,7 +121,7 @@ class Rig:
             await connection.execute(statement, *values)
 
 
-@pytest.fixture(params=["redis", "amqp"])
+@pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.long), "amqp"])
 def either_url(request: pytest.FixtureRequest) -> str:
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
