@@ -56,9 +56,9 @@ class Settings(BaseSettings):
         10, ge=0, le=3600, description="how long a stop lets running tasks finish before it hands them back"
     )
     fence: bool = Field(
-        True,
+        False,
         description="end a task whose lease could not be renewed for 24 s, for another worker may soon begin it; "
-        "`false` lets tasks go on through a longer absence of Redis, at the price of two bodies at once",
+        "`false` lets it go on through a longer absence of Redis, beside a second body if only this worker is cut off",
     )
     visibility_timeout_s: int = Field(
         12 * 3600, ge=60, description="Redis broker: an unacknowledged message is delivered again after this long"
