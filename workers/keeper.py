@@ -27,6 +27,8 @@ AWAY: Final = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOn
 PAUSE_S: Final = 1.0
 #: Longest that one command may hold up a body.
 _COMMAND_S: Final = 2.0
+#: How long a body waits for its lease before its message is given back: by then this worker takes in no other.
+BEGIN_S: Final = 15.0
 #: What an attempt lost its lease to, if nobody else is known to have it.
 UNRENEWED: Final = "not renewed in time"
 
@@ -102,17 +104,21 @@ class Keeper:
         self._away = False
 
     def take(self, attempt: "Attempt", report: str) -> None:
-        """Take the attempt's lease and say that it has started, in one step; waits while Redis is away.
+        """Take the attempt's lease and say that it has started, in one step; waits a while if Redis is away.
 
-        The attempt is `lost` afterwards if somebody else holds it, or if it has ended.
+        The attempt is `lost` afterwards if somebody else holds it, if it has ended, or if Redis was away for too long.
         """
         delay_s = 0.1
+        give_up_time = time.monotonic() + BEGIN_S
         while True:
             try:
                 answer = self.say(attempt, report)
                 break
             except AWAY as error:
                 self.note(error)
+                if time.monotonic() > give_up_time:
+                    attempt.lose(UNRENEWED)
+                    return
             time.sleep(delay_s)
             delay_s = min(delay_s * 2, PAUSE_S)
         if answer != attempt.held:
@@ -124,9 +130,7 @@ class Keeper:
         """Renew the attempt's lease, if it has one, and carry its news from now on."""
         with self._lock:
             self._attempts.add(attempt)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="jobplane-leases", daemon=True)
-                self._thread.start()
+            self._start()
 
     def drop(self, attempt: "Attempt") -> None:
         """Leave the attempt alone from now on."""
@@ -141,6 +145,7 @@ class Keeper:
             self.note(error)
             with self._lock:
                 self._closing.append((attempt, value))
+                self._start()
 
     def say(self, attempt: "Attempt", report: str) -> str:
         """Store and publish a report if the attempt may speak; the script's answer."""
@@ -202,6 +207,11 @@ class Keeper:
             if time.monotonic() - attempt.renewed_at >= self._fence_s:
                 attempt.lose(UNRENEWED)
             attempt.interrupt()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="jobplane-leases", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         beat_time = time.monotonic() + HEARTBEAT_S

@@ -126,10 +126,7 @@ class Attempt:
         return self._next_time if self._retry_time is None else self._retry_time
 
     def execute(self, body: Callable[[], T]) -> T:
-        """Run the body; Ignore, so that Celery stores nothing, if the lease was lost meanwhile.
-
-        Reject, so that the message comes again, if that is only because Redis was away: nobody else may have it.
-        """
+        """Run the body; `refusal()` if the lease was lost meanwhile."""
         try:
             try:
                 self._enter()
@@ -144,9 +141,16 @@ class Attempt:
         else:
             if self.lost is None:
                 return result
+        raise self.refusal()
+
+    def refusal(self) -> Ignore | Reject:
+        """What tells Celery to store nothing of an attempt that is `lost`.
+
+        Ignore, for somebody else has it; Reject, so that the message comes again, where Redis was away.
+        """
         if self.lost == UNRENEWED:
-            raise Reject(f"the lease was lost: {self.lost}", requeue=True)
-        raise Ignore(f"the lease was lost: {self.lost}")
+            return Reject(f"the lease was lost: {self.lost}", requeue=True)
+        return Ignore(f"the attempt is not to be run: its lease says {self.lost}")
 
     def interrupt(self) -> None:
         """Stop the body with LeaseLost: at its next step, and out of a sleep or a read where signals reach it."""
@@ -158,8 +162,13 @@ class Attempt:
     def end(self, *, finished: bool) -> None:
         """The delivery is over: its result is stored (the lease says `done`), or it is handed back."""
         self.keeper.drop(self)
-        if self.key and self.lost is None:
+        if not self.key:
+            return
+        if self.lost is None:
             self.keeper.close(self, DONE if finished else "")
+        elif self.lost == UNRENEWED:
+            # The message comes again, and must not find a lease of ours that nobody renews.
+            self.keeper.close(self, "")
 
     def _say_news(self, encode: Callable[[], str], now: float) -> None:
         try:

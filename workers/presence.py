@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Set
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,7 +18,7 @@ from workers.contracts import contracts_of
 from workers.log import log
 from workers.protocol import CONTRACTS_PREFIX, PRESENCE_S, PRESENCE_TTL_S, PROTOCOL_VERSION, presence_key
 
-#: How often it is said as long as no queue is consumed: at the start, and while the broker is away.
+#: How often it is said as long as no queue is consumed (at the start, and while the broker is away) or Redis is away.
 _FIRST_S: Final = 1.0
 #: How long the contracts of a worker that is gone are kept.
 CONTRACTS_TTL_S: Final = 24 * 3600
@@ -31,6 +32,8 @@ class Presence:
         self._key = presence_key(worker.hostname)
         self._start_time = datetime.now(UTC)
         self._told_queues = False
+        #: Since when Redis has not answered, on the monotonic clock.
+        self._away_time: float | None = None
         #: The tasks whose contracts these are.
         self._contracted: Set[str] = frozenset()
         self._digest, self._contracts = contracts_of(())
@@ -50,6 +53,12 @@ class Presence:
             self._redis.delete(self._key)
         except (RedisError, OSError) as error:
             log.warning("presence_not_removed", error=str(error))
+
+    @property
+    def away_s(self) -> float:
+        """For how long Redis has not answered; 0 if it did at the last try."""
+        away_time = self._away_time
+        return time.monotonic() - away_time if away_time is not None else 0.0
 
     def describe(self) -> dict[str, Any]:
         """What the key holds."""
@@ -87,15 +96,15 @@ class Presence:
         return self._digest
 
     def _run(self) -> None:
-        away = False
         while True:
             try:
                 self.run_once()
-                away = False
+                self._away_time = None
             except (RedisError, OSError) as error:
-                if not away:
+                if self._away_time is None:
                     log.warning("presence_not_written", error=str(error))
-                away = True
+                    self._away_time = time.monotonic()
+                self._told_queues = False
             except Exception:
                 log.exception("presence_failed")
             if self._stop.wait(PRESENCE_S if self._told_queues else _FIRST_S):
@@ -110,16 +119,15 @@ class SayPresence(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        self._presence: Presence | None = None
+        worker.presence = None
 
     def start(self, worker: Any) -> None:
-        self._presence = Presence(worker)
-        self._presence.start()
+        worker.presence = Presence(worker)
+        worker.presence.start()
 
     def stop(self, worker: Any) -> None:
-        if self._presence is not None:
-            self._presence.stop()
-            self._presence = None
+        if worker.presence is not None:
+            worker.presence.stop()
 
     def terminate(self, worker: Any) -> None:
         self.stop(worker)

@@ -1,8 +1,11 @@
-"""How our worker consumes: it declares no queue, and waits for one that does not exist yet.
+"""How our worker consumes: it declares no queue, waits for one that does not exist yet, and rests without Redis.
 
 Queues belong to the plane or to the service that made them; a declaration with other arguments would be refused by
 RabbitMQ. So a queue may be classic or quorum, with any arguments, bound to any exchange. Prefetch is set per
 consumer, which every kind of queue allows (a quorum queue refuses the other).
+
+A worker that cannot reach Redis can begin nothing, for it cannot take a lease: what it took in would be kept from
+those who can.
 """
 
 from typing import Any, Final
@@ -22,6 +25,8 @@ LOOK_S: Final = 1.0
 #: Longest pause before a broker that is away is tried again. Celery's own grows to 30 s, in which work that the plane
 #: sends as soon as the broker is back would lie there.
 RECONNECT_S: Final = 5.0
+#: So long may Redis be away before nothing more is taken in: longer than its restart.
+REST_AFTER_S: Final = 3.0
 
 _NOT_FOUND: Final = 404
 
@@ -71,6 +76,12 @@ class Consumer(KombuConsumer):
             )
             self._missing.discard(queue.name)
             log.info("queue_consumed", queue=queue.name)
+
+    def rest(self) -> None:
+        """Take in nothing more until `consume()` is called again."""
+        for name in self.consumed:
+            self._active_queue_no_ack.pop(name, None)
+            self.channel.basic_cancel(self._active_tags.pop(name))
 
     @property
     def consumed(self) -> list[str]:
@@ -126,15 +137,17 @@ class AMQP(CeleryAMQP):
 
 
 class LookForQueues(bootsteps.StartStopStep):
-    """Consumes from a queue as soon as it exists."""
+    """Consumes from a queue as soon as it exists, and from none while Redis is away."""
 
     requires = (Tasks,)
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
         self._entry: Any = None
+        self._resting = False
 
     def start(self, c: Any) -> None:
+        self._resting = False
         self._entry = c.timer.call_repeatedly(LOOK_S, c.call_soon, (self._look, c))
 
     def stop(self, c: Any) -> None:
@@ -143,9 +156,17 @@ class LookForQueues(bootsteps.StartStopStep):
             self._entry = None
 
     def _look(self, c: Any) -> None:
-        consumer = c.task_consumer
-        if consumer is not None and not consumer.complete and c.blueprint.state == bootsteps.RUN:
-            try:
+        consumer, presence = c.task_consumer, c.controller.presence
+        if consumer is None or presence is None or c.blueprint.state != bootsteps.RUN:
+            return
+        try:
+            if presence.away_s > REST_AFTER_S:
+                if not self._resting:
+                    self._resting = True
+                    log.warning("resting", away_s=round(presence.away_s, 1), hint="Redis is away: nothing is taken in")
+                consumer.rest()
+            elif not consumer.complete:
+                self._resting = False
                 consumer.consume()
-            except (*c.connection_errors, *c.channel_errors) as error:
-                log.warning("queue_look_failed", error=str(error))
+        except (*c.connection_errors, *c.channel_errors) as error:
+            log.warning("queue_look_failed", error=str(error))

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         10, ge=0, le=3600, description="how long a stop lets running tasks finish before it hands them back"
     )
     fence: bool = Field(
-        False,
+        True,
         description="end a task whose lease could not be renewed for 24 s, for another worker may soon begin it; "
         "`false` lets it go on through a longer absence of Redis, beside a second body if only this worker is cut off",
     )

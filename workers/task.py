@@ -15,7 +15,7 @@ from celery import states
 from celery._state import get_current_task
 from celery.app.task import get_actual_ignore_result
 from celery.backends.redis import RedisBackend
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Reject
 from celery.signals import task_postrun
 
 from workers.keeper import Keeper, keeper
@@ -128,7 +128,7 @@ class Task(CeleryTask):
         leases.take(attempt, "" if silent else self._report(request, states.STARTED, started))
         if attempt.lost is not None:
             log.info("delivery_refused", task_id=request.id, task=self.name, lease=key, found=attempt.lost)
-            raise Ignore(f"the attempt is not to be run: its lease says {attempt.lost}")
+            raise attempt.refusal()
         return attempt
 
     def _keeper(self) -> Keeper:

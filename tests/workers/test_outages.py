@@ -217,3 +217,26 @@ def test_ends_are_stored_in_order_with_what_was_said(shared: tuple[Process, Plan
 def _declare(plane: Plane, queue: str) -> None:
     with plane.celery.connection_for_write() as connection, connection.channel() as channel:
         channel.queue_declare(queue=queue, durable=True, auto_delete=False)
+
+
+def test_nothing_is_taken_in_while_redis_is_away(
+    amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+) -> None:
+    """What a worker cannot begin is another's; and it consumes again when Redis is back."""
+    plane = plane_on(amqp_url, redis_url)
+    _declare(plane, "work")
+    parts = urlsplit(redis_url)
+    with TcpProxy("127.0.0.1", parts.port or 0) as proxy:
+        far = redis_url.replace(f":{parts.port}", f":{proxy.port}")
+        cut_off = start_worker(amqp_url, far, "-c", "2", name="far")
+        plane.wait_for(plane.send("sample.steps", str(tmp_path / "before"), 1, 0, queue="work"), "SUCCESS")
+        proxy.cut()
+        hoarded = plane.send("sample.steps", str(tmp_path / "hoarded"), 1, 0, queue="work")
+        cut_off.wait_for_line("resting", timeout=30)
+        start_worker(amqp_url, redis_url, "-c", "2", name="near")
+        meanwhile = [plane.send("sample.steps", str(tmp_path / f"{n}"), 1, 0, queue="work") for n in range(10)]
+        for task_id in (*meanwhile, hoarded):
+            assert plane.wait_for(task_id, "SUCCESS", 40)["worker"] == "near@test"
+        assert len(lines(tmp_path / "hoarded", "start")) == 1
+        proxy.restore()
+        wait_until(lambda: cut_off.output().count("queue_consumed") == 2, 20, "it consumes again")
