@@ -38,6 +38,16 @@ BrokerUrl = Annotated[SecretStr, _scheme("amqp", "amqps", "redis", "rediss")]
 RedisUrl = Annotated[SecretStr, _scheme("redis", "rediss")]
 
 
+def _store(value: str) -> str:
+    scheme, _, rest = value.rstrip("/").partition("://")
+    if not (scheme == "file" and rest.startswith("/")) and not (scheme == "s3" and rest.strip("/")):
+        raise ValueError("must be file:///folder or s3://bucket/prefix")
+    return value.rstrip("/")
+
+
+LogStore = Annotated[str, AfterValidator(_store)]
+
+
 def _known_faults(value: str) -> str:
     faults.parse(value)
     return value
@@ -126,6 +136,11 @@ class Settings(Listening):
         description="RabbitMQ: where messages go that a queue with `dead_letter` gives up; likewise one for each plane",
     )
 
+    log_store: LogStore = Field(
+        "file:///var/lib/jobplane",
+        description="where logs and large results of runs are kept: `file:///folder` or `s3://bucket/prefix` (with the "
+        "usual `AWS_` variables); every API and scheduler must reach the same one",
+    )
     args_limit_kib: int = Field(64, ge=1, le=4096, description="most KiB that a run's args and kwargs may take as JSON")
     retain_success_days: float = Field(7, gt=0, description="days that runs which ended in SUCCESS or REVOKED are kept")
     retain_failure_days: float = Field(30, gt=0, description="days that runs which ended in FAILURE are kept")
@@ -144,7 +159,8 @@ class UpSettings(Listening):
     redis_url: RedisUrl | None = None
     broker_url: BrokerUrl | None = None
     task_queues: Names = Field(("default",), description="queues that exist from the first start on, comma separated")
-    data_dir: Path = Field(Path(".jobplane"), description="folder of `jobplane up`: data, passwords and logs")
+    log_store: LogStore | None = Field(None, description="where logs and large results are kept; else below `data_dir`")
+    data_dir: Path = Field(Path(".jobplane"), description="folder of `jobplane up`: data, passwords, logs and results")
     log_format: Literal["json", "console"] = "console"
 
 

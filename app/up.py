@@ -130,6 +130,7 @@ class Tree:
                 "JOBPLANE_PORT": str(port),
                 "JOBPLANE_ALLOW_REMOTE": str(given.allow_remote).lower(),
                 "JOBPLANE_LOG_FORMAT": given.log_format,
+                "JOBPLANE_LOG_STORE": given.log_store or (data / "store").as_uri(),
                 "JOBPLANE_TASK_QUEUES": ",".join(dict.fromkeys([*self._queues, *given.task_queues])),
                 "JOBPLANE_WORKER_REDIS_URL": redis_url,
                 "JOBPLANE_WORKER_BROKER_URL": broker_url,

@@ -68,6 +68,14 @@ def servers_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the parts that tests start keep logs and large results."""
+    folder = tmp_path_factory.mktemp("store")
+    os.environ["JOBPLANE_LOG_STORE"] = folder.as_uri()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def postgres_server(servers_folder: Path) -> Iterator[Postgres]:
     # A superuser's autovacuum in a database would keep its owner from dropping it.

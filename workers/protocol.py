@@ -52,6 +52,15 @@ PRESENCE_TTL_S: Final = 15.0
 #: names as `contracts`.
 CONTRACTS_PREFIX: Final = f"{PREFIX}contracts:"
 
+#: Redis stream of what an attempt wrote (`log_key`). Entries: `o` is the offset in bytes, among all that it wrote, of
+#: `t`, UTF-8 that ends with a line; `e` is `1` on the last entry of a body that has ended. Offsets that jump mean that
+#: something was cut: kept are the first `LOG_HEAD` bytes and the newest `LOG_TAIL`.
+LOG_PREFIX: Final = f"{PREFIX}log:"
+LOG_HEAD: Final = 1024 * 1024
+LOG_TAIL: Final = 64 * 1024
+#: Sorted set of `<run id>:<attempt>`, by the Unix time of the last entry: the streams that are not empty.
+LOGS_KEY: Final = f"{PREFIX}logs"
+
 _TASK_ID = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})\.([1-9][0-9]{0,8})")
 
 
@@ -75,6 +84,11 @@ def parse_task_id(text: str) -> TaskId | None:
 def lease_key(run_id: UUID | str, attempt: int, retries: int) -> str:
     """The Redis key that decides who may run an attempt; one per attempt and per Celery retry inside it."""
     return f"{PREFIX}lease:{run_id}:{attempt}:{retries}"
+
+
+def log_key(run_id: UUID | str, attempt: int) -> str:
+    """The Redis stream that carries an attempt's log until it is in the log store."""
+    return f"{LOG_PREFIX}{run_id}:{attempt}"
 
 
 def header(run_id: UUID, attempt: int) -> dict[str, Any]:

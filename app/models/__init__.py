@@ -6,7 +6,7 @@ the tables for migrations and for statements that vary; rows travel as the drive
 
 from app.models.jobs import DEFINITION, Job, JobVersion, Queue, QueueSighting, Skip
 from app.models.plane import IdempotencyKey, Lease, Plane, Process, Worker
-from app.models.runs import RefusedReport, Run, RunEvent
+from app.models.runs import RefusedReport, Run, RunEvent, RunLog
 
 __all__ = [
     "DEFINITION",
@@ -21,6 +21,7 @@ __all__ = [
     "RefusedReport",
     "Run",
     "RunEvent",
+    "RunLog",
     "Skip",
     "Worker",
 ]

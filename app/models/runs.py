@@ -153,6 +153,24 @@ class RunEvent(SQLModel, table=True):
     )
 
 
+class RunLog(SQLModel, table=True):
+    """What of one attempt's log is in the log store; what came later is in Redis."""
+
+    __tablename__: ClassVar[str] = "run_logs"
+
+    run_id: UUID = Field(sa_column=Column(Uuid, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True))
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    #: What is kept, in order, as `[offset in what was written, bytes, place in the object]`; between two is a cut.
+    segments: list[list[int]] = document()
+    #: Bytes of the object.
+    size: int = number(BigInteger)
+    #: The newest entry of the Redis stream that is in the object.
+    sealed_id: str = words()
+    #: Nothing comes any more.
+    ended: bool = flag(False)
+    update_time: datetime = instant(default=True)
+
+
 class RefusedReport(SQLModel, table=True):
     """A report that could not be recorded, kept for a person to look at; the sweep bounds the table."""
 

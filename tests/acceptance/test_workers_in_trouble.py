@@ -167,7 +167,7 @@ def test_a_worker_that_is_cut_off_from_redis_for_less_than_a_lease(
 def test_a_worker_that_is_cut_off_from_redis_for_more_than_a_lease(
     either_plane: Plane, redis_proxy: TcpProxy, tmp_path: Path
 ) -> None:
-    """Its runs are another worker's: it ends its bodies before the leases end, and takes in none that it cannot begin."""
+    """Its runs are another worker's: it ends its bodies before the leases end, and takes in no other message."""
     far = through(either_plane.redis_url, redis_proxy)
     steps = int(3 * LEASE_S / STEP_S)
     work = Work.begin(either_plane, tmp_path / "witness", steps, JOBPLANE_WORKER_REDIS_URL=far)
