@@ -22,6 +22,7 @@ from workers.keeper import Keeper, keeper
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.log import log
 from workers.protocol import FENCE_S, HEADER, LEASE_REPORT, LEASE_S, lease_key
+from workers.results import LIMIT_MIB, checked
 
 __all__ = ["PROGRESS", "Cancelled", "LeaseLost", "Task", "progress"]
 
@@ -49,7 +50,8 @@ class Task(CeleryTask):
         request.jobplane_entered = True
         if request.is_eager or not isinstance(self.backend, RedisBackend):
             return self.run(*args, **kwargs)
-        return self._begin(request).execute(partial(self.run, *args, **kwargs))
+        result = self._begin(request).execute(partial(self.run, *args, **kwargs))
+        return result if get_actual_ignore_result(self, request) else checked(result, self._result_limit)
 
     @property
     def fence(self) -> str | None:
@@ -130,6 +132,10 @@ class Task(CeleryTask):
             log.info("delivery_refused", task_id=request.id, task=self.name, lease=key, found=attempt.lost)
             raise attempt.refusal()
         return attempt
+
+    @property
+    def _result_limit(self) -> int:
+        return int(self.app.conf.get("jobplane_result_limit_mib") or LIMIT_MIB) * 1024 * 1024
 
     def _keeper(self) -> Keeper:
         return keeper(self.app.conf.result_backend, FENCE_S if self.app.conf.jobplane_fence else None)
