@@ -141,6 +141,9 @@ class Settings(Listening):
         description="where logs and large results of runs are kept: `file:///folder` or `s3://bucket/prefix` (with the "
         "usual `AWS_` variables); every API and scheduler must reach the same one",
     )
+    result_limit_mib: int = Field(
+        16, ge=1, le=512, description="most MiB of a result, as JSON; over 64 KiB it is kept in the log store"
+    )
     args_limit_kib: int = Field(64, ge=1, le=4096, description="most KiB that a run's args and kwargs may take as JSON")
     retain_success_days: float = Field(7, gt=0, description="days that runs which ended in SUCCESS or REVOKED are kept")
     retain_failure_days: float = Field(30, gt=0, description="days that runs which ended in FAILURE are kept")

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
         12 * 3600, ge=60, description="Redis broker: an unacknowledged message is delivered again after this long"
     )
 
+    result_limit_mib: int = Field(
+        16, ge=1, le=512, description="most MiB of a result, as JSON; a body that returns more fails `ResultTooLarge`"
+    )
+
     files_root: Annotated[Path | None, AfterValidator(_folder)] = Field(
         None, description="`files.digest` reads below this folder only; default: any folder that the worker may read"
     )
