@@ -10,8 +10,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LEAVES = {"app.settings", "app.errors", "app.states", "app.faults"}
-GROUND = {*LEAVES, "app.models", "app.database", "app.loop", "app.schedule.triggers"}
-STAGES = {"app.progress", "app.schedule", "app.due", "app.dispatch", "app.feed", "app.catalogue"}
+GROUND = {
+    *LEAVES,
+    "app.models",
+    "app.database",
+    "app.loop",
+    "app.schedule.triggers",
+    "app.logs.place",
+    "app.logs.store",
+}
+STAGES = {"app.progress", "app.schedule", "app.due", "app.dispatch", "app.feed", "app.catalogue", "app.logs"}
 PROTOCOL = "workers.protocol"
 
 #: What a part may import of ours. The longest name that fits decides.
@@ -22,13 +30,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app.database": LEAVES,
     "app.schedule.triggers": LEAVES,
     "app.log": {"app.settings"},
+    "app.logs.place": set(),
+    "app.logs.store": LEAVES,
+    "app.logs": {*GROUND, "app.progress", PROTOCOL},
     "app.loop": set(),
     "app.migrate": LEAVES,
     "app.progress": {*GROUND, PROTOCOL},
     "app.schedule": {*GROUND, "app.progress", PROTOCOL},
     "app.due": {*GROUND, "app.progress", PROTOCOL},
     "app.dispatch": {*GROUND, "app.progress", PROTOCOL},
-    "app.feed": {*GROUND, "app.progress", PROTOCOL},
+    "app.feed": {*GROUND, "app.progress", "app.logs", PROTOCOL},
     "app.catalogue": {*GROUND, "app.progress", PROTOCOL},
     "app.api": {*GROUND, *STAGES, PROTOCOL},
     "app.main": {*GROUND, *STAGES, "app.api", "app.log", PROTOCOL},
@@ -38,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "app.dispatch",
         "app.progress",
         "app.catalogue",
+        "app.logs",
         "app.log",
         "app.loop",
         PROTOCOL,
@@ -61,6 +73,7 @@ ONLY_IN = {
     "aio_pika": {"app.dispatch", "app.progress"},
     "cronsim": {"app.schedule.triggers"},
     "jsonschema": {"app.catalogue"},
+    "obstore": {"app.logs.store"},
     "typer": {"app.cli"},
 }
 
