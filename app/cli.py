@@ -76,7 +76,7 @@ def worker(
     # Two workers of one name would overwrite each other's word on what they consume. Celery keeps our process id.
     command = [*celery, "worker", "-n", hostname or f"jobplane-{os.getpid()}@%h", *context.args]
     command += ["-Q", queues] if queues else []
-    os.execve(sys.executable, command, child_environment({"REMAP_SIGTERM": "SIGQUIT"}))  # noqa: S606
+    os.execve(sys.executable, command, child_environment({}))  # noqa: S606
 
 
 @cli.command()

@@ -14,16 +14,17 @@ from celery import Celery
 from workers.presence import SayPresence
 from workers.queues import LookForQueues, existing
 from workers.settings import Settings, SettingsError, current
+from workers.stopping import Listen, Stop
 
 TASKS = ("workers.tasks.files", "workers.tasks.http")
 
 
 class App(Celery):
-    """Celery with our worker, whose end is bounded."""
+    """Celery with our worker, which stops as we want it."""
 
     @cached_property
     def Worker(self) -> Any:
-        return self.subclass_with_self("workers.watchdog:Worker")
+        return self.subclass_with_self("workers.stopping:Worker")
 
 
 def make_app(settings: Settings) -> Celery:
@@ -32,8 +33,8 @@ def make_app(settings: Settings) -> Celery:
         _check_module(module)
     app = App("jobplane", amqp="workers.queues:AMQP", events="workers.events:Events", task_cls="workers.task:Task")
     app.conf.update(_configuration(settings))
-    app.steps["worker"].add(SayPresence)
-    app.steps["consumer"].add(LookForQueues)
+    app.steps["worker"].update({SayPresence, Listen})
+    app.steps["consumer"].update({LookForQueues, Stop})
     app.set_current()
     app.set_default()
     return app
@@ -56,6 +57,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_late": True,
         "task_reject_on_worker_lost": False,
         "jobplane_fence": settings.fence,
+        "jobplane_result_limit_mib": settings.result_limit_mib,
         # The base task reports STARTED itself, once it holds the lease.
         "task_track_started": False,
         "worker_prefetch_multiplier": 1,

@@ -29,8 +29,10 @@ PAUSE_S: Final = 1.0
 _COMMAND_S: Final = 2.0
 #: How long a body waits for its lease before its message is given back: by then this worker takes in no other.
 BEGIN_S: Final = 15.0
-#: What an attempt lost its lease to, if nobody else is known to have it.
+#: What an attempt lost its lease to, if nobody else has it: then its message comes again.
 UNRENEWED: Final = "not renewed in time"
+STOPPED: Final = "the worker is being stopped"
+HANDED_BACK: Final = frozenset({UNRENEWED, STOPPED})
 
 # KEYS lease, result; ARGV held:<token> or '', lease ms, report or '', expiry s.
 # Answers ARGV[1] if it was said, else the lease's foreign value, or `ended` if the result is final already.
@@ -197,16 +199,29 @@ class Keeper:
         for attempt in everyone:
             attempt.interrupt()
 
+    def give_back(self) -> None:
+        """End every body that holds a lease: the worker is being stopped."""
+        for attempt in self._leased():
+            attempt.lose(STOPPED)
+            attempt.interrupt()
+
+    def abandon(self) -> None:
+        """Give the leases of the bodies back that did not end. The process must end with this."""
+        for attempt in self._leased():
+            attempt.end(finished=False)
+
     def fence(self) -> None:
         """End the bodies whose lease could not be renewed in time: it may be somebody else's soon."""
         if self._fence_s is None:
             return
-        with self._lock:
-            everyone = [attempt for attempt in self._attempts if attempt.key]
-        for attempt in everyone:
+        for attempt in self._leased():
             if time.monotonic() - attempt.renewed_at >= self._fence_s:
                 attempt.lose(UNRENEWED)
             attempt.interrupt()
+
+    def _leased(self) -> list["Attempt"]:
+        with self._lock:
+            return [attempt for attempt in self._attempts if attempt.key]
 
     def _start(self) -> None:
         if self._thread is None:
@@ -245,6 +260,18 @@ def keeper(url: str, fence_s: float | None = FENCE_S) -> Keeper:
         if url not in _keepers:
             _keepers[url] = Keeper(url, fence_s)
         return _keepers[url]
+
+
+def give_back_all() -> None:
+    """End every body of this process that holds a lease, and let its message come again."""
+    for each in list(_keepers.values()):
+        each.give_back()
+
+
+def abandon_all() -> None:
+    """Give back what bodies hold that did not end. The process must end with this."""
+    for each in list(_keepers.values()):
+        each.abandon()
 
 
 def _forget() -> None:

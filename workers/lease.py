@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from celery.exceptions import Ignore, Reject
 
 from workers import interrupts
-from workers.keeper import AWAY, PAUSE_S, UNRENEWED, Keeper
+from workers.keeper import AWAY, HANDED_BACK, PAUSE_S, Keeper
 from workers.log import log
 from workers.protocol import CANCELLED, DONE, HELD
 
@@ -146,9 +146,9 @@ class Attempt:
     def refusal(self) -> Ignore | Reject:
         """What tells Celery to store nothing of an attempt that is `lost`.
 
-        Ignore, for somebody else has it; Reject, so that the message comes again, where Redis was away.
+        Ignore, for somebody else has it; Reject, so that the message comes again, where we hand it back.
         """
-        if self.lost == UNRENEWED:
+        if self.lost in HANDED_BACK:
             return Reject(f"the lease was lost: {self.lost}", requeue=True)
         return Ignore(f"the attempt is not to be run: its lease says {self.lost}")
 
@@ -166,7 +166,7 @@ class Attempt:
             return
         if self.lost is None:
             self.keeper.close(self, DONE if finished else "")
-        elif self.lost == UNRENEWED:
+        elif self.lost in HANDED_BACK:
             # The message comes again, and must not find a lease of ours that nobody renews.
             self.keeper.close(self, "")
 

@@ -157,7 +157,7 @@ class LookForQueues(bootsteps.StartStopStep):
 
     def _look(self, c: Any) -> None:
         consumer, presence = c.task_consumer, c.controller.presence
-        if consumer is None or presence is None or c.blueprint.state != bootsteps.RUN:
+        if consumer is None or presence is None or c.blueprint.state != bootsteps.RUN or c.controller.stopping.told:
             return
         try:
             if presence.away_s > REST_AFTER_S:

@@ -1,16 +1,14 @@
-"""A worker that includes this never ends by itself once it was told to: Celery hangs in its signal's handler."""
+"""A worker that includes this never ends by itself once it was told to."""
 
 import threading
-from typing import Any
 
-from celery.apps.worker import Worker
+from celery.signals import worker_shutting_down, worker_shutdown
 
-from workers import watchdog
+from workers import stopping
+
+stopping.PATIENCE_S = 0.5
 
 
-def _hang(_: Any) -> None:
+@worker_shutdown.connect(weak=False)
+def _hang(**_: object) -> None:
     threading.Event().wait()
-
-
-Worker.wait_for_soft_shutdown = _hang
-watchdog.PATIENCE_S = 0.5

@@ -98,20 +98,29 @@ def test_lost_child_is_a_failure(shared: tuple[Process, Plane], tmp_path: Path) 
     plane.wait_for(after, "SUCCESS")
 
 
+@pytest.mark.parametrize(
+    ("pool", "end"),
+    [
+        ("prefork", "SystemExit"),
+        pytest.param("threads", "LeaseLost", marks=pytest.mark.long),
+        pytest.param("solo", "LeaseLost", marks=pytest.mark.long),
+    ],
+)
 def test_stopped_worker_hands_back_and_the_next_one_runs(
-    amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
+    amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn, pool: str, end: str
 ) -> None:
-    """SIGQUIT: what is not done in time is taken up by another worker at once, not after the lease."""
+    """What is not done in time is taken up by another worker at once, not after the lease."""
     plane = plane_on(amqp_url, redis_url)
     _declare(plane, "work")
-    first = start_worker(amqp_url, redis_url, "-c", "1", name="first", settings={"soft_shutdown_s": "0.5"})
+    settings = {"soft_shutdown_s": "0.5"}
+    first = start_worker(amqp_url, redis_url, "-c", "1", name="first", pool=pool, settings=settings)
     path = tmp_path / "witness"
-    task_id = plane.send("sample.steps", str(path), 15, 0.15, queue="work")
+    task_id = plane.send("sample.steps", str(path), 40, 0.15, queue="work")
     plane.wait_for(task_id, "PROGRESS")
     wait_until(lambda: plane.redis.exists(presence_key("first@test")), 8, "presence")
-    first.send_signal(signal.SIGQUIT)
-    first.wait(20)
-    assert len(lines(path, "stopped SystemExit")) == 1
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(20) == 0
+    assert len(lines(path, f"stopped {end}")) == 1
     assert plane.lease(task_id) is None
     assert not plane.redis.exists(presence_key("first@test"))
 
