@@ -35,7 +35,7 @@ ENV PATH="/opt/jobplane/bin:${PATH}" \
 WORKDIR /srv/tasks
 USER 10001:10001
 EXPOSE 8000
-# SIGTERM lets every role finish what it has in hand; the worker takes it as Celery's soft shutdown.
+# SIGTERM lets every role finish what it has in hand; a worker hands back what is not done in time.
 STOPSIGNAL SIGTERM
 # No HEALTHCHECK here, because it would hold for every role and they differ:
 #   api        GET /healthz (see compose.yaml); /readyz also asks the parts that it needs

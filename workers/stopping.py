@@ -6,6 +6,7 @@ Here the handler leaves a byte, and the rest is done by the event loop. A stop t
 worker that lingers keeps its messages and leases for as long, one that ends is known to be gone.
 """
 
+import contextlib
 import faulthandler
 import os
 import select
@@ -64,10 +65,8 @@ class Stopping:
     def _hear(self, signum: int, _frame: Any) -> None:
         # A write to a pipe is all that is safe here. A child that was just forked has this handler for a moment.
         if os.getpid() == self._pid:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.write(self._write, bytes((signum,)))
-            except BlockingIOError:
-                pass
         else:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -129,9 +128,9 @@ class Stop(bootsteps.StartStopStep):
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
         self._entry: Any = None
-        #: Children that were told to end, and until when they are waited for.
-        self._ending: set[int] | None = None
-        self._until = 0.0
+        #: Children that were told to end, and until when they are waited for: since we began to hand back.
+        self._ending: set[int] = set()
+        self._until: float | None = None
 
     def start(self, c: Any) -> None:
         self._entry = c.timer.call_repeatedly(_LOOK_S, c.call_soon, (self._look, c))
@@ -150,13 +149,13 @@ class Stop(bootsteps.StartStopStep):
             c.task_consumer.rest()
         except (*c.connection_errors, *c.channel_errors) as error:
             log.warning("consumers_not_cancelled", error=str(error))
-        if not state.reserved_requests and self._ending is None:
+        if not state.reserved_requests and self._until is None:
             state.should_stop = os.EX_OK
         elif stopping.over:
             self._hand_back(c)
 
     def _hand_back(self, c: Any) -> None:
-        if self._ending is None:
+        if self._until is None:
             self._until = time.monotonic() + HAND_BACK_S
             self._ending = {request.worker_pid for request in state.active_requests} - {os.getpid()}
             log.warning("handing_back", running=len(state.active_requests))

@@ -2,7 +2,7 @@
 
 import threading
 
-from celery.signals import worker_shutting_down, worker_shutdown
+from celery.signals import worker_shutdown
 
 from workers import stopping
 
