@@ -1,10 +1,12 @@
 """The Celery app of a worker: `celery -A workers.app worker -Q a,b`, which `jobplane worker` runs too.
 
-Importing this module reads the settings; a wrong one ends the process with one line.
+`make_app` makes one; the attribute `app` of this module is the one that the environment describes, made when it is
+first asked for. A wrong setting ends the process with one line.
 """
 
 import ssl
 import sys
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -27,12 +29,32 @@ class App(Celery):
         return self.subclass_with_self("workers.stopping:Worker")
 
 
-def make_app(settings: Settings) -> Celery:
-    """The worker's Celery app, current and default, with our tasks and those of the modules in `include`."""
-    for module in settings.include:
-        _check_module(module)
+def make_app(
+    settings: Settings | None = None,
+    *,
+    include: Sequence[str] = (),
+    autodiscover: Sequence[str] = (),
+    context: Callable[..., Any] | str | None = None,
+    **configuration: Any,
+) -> Celery:
+    """A Celery app with what a sound worker needs; current and default, so that `@shared_task` finds it.
+
+    Its tasks are ours, those of the modules in `include`, and those of the modules named `tasks` in the packages in
+    `autodiscover`, besides what the settings name. `context` is entered around every call (`workers/context.py`).
+    Further names are Celery's own settings and win over ours. Without `settings` the environment is read.
+    Raises SettingsError.
+    """
+    settings = settings or current()
+    modules = [*settings.include, *include]
+    packages = [*settings.autodiscover, *autodiscover]
+    for setting, names in (("INCLUDE", modules), ("AUTODISCOVER", packages)):
+        for name in names:
+            _check_module(setting, name)
     app = App("jobplane", amqp="workers.queues:AMQP", events="workers.events:Events", task_cls="workers.task:Task")
     app.conf.update(_configuration(settings))
+    app.conf.update(include=[*TASKS, *modules], jobplane_context=context or settings.context, **configuration)
+    if packages:
+        app.autodiscover_tasks(packages)
     app.steps["worker"].update({SayPresence, Listen})
     app.steps["consumer"].update({LookForQueues, Stop})
     app.set_current()
@@ -45,10 +67,16 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": broker,
         "result_backend": redis,
-        "include": [*TASKS, *settings.include],
         "task_queues": [existing(name) for name in settings.queues],
         "task_default_queue": settings.queues[0],
         "worker_concurrency": settings.concurrency,
+        # In a team's own tests bodies run where they are called, and say what they say in a worker.
+        "task_always_eager": settings.eager,
+        "task_store_eager_result": settings.eager,
+        "task_eager_propagates": settings.eager,
+        # What leaks in a task ends with its process. Children only: other pools have none.
+        "worker_max_tasks_per_child": settings.max_tasks_per_child,
+        "worker_max_memory_per_child": settings.max_memory_per_child_mib * 1024,
         # JSON alone, both ways.
         "task_serializer": "json",
         "result_serializer": "json",
@@ -113,21 +141,21 @@ def _tls(url: str, *schemes: str) -> dict[str, Any] | None:
     return {"ssl_cert_reqs" if url.startswith("redis") else "cert_reqs": ssl.CERT_REQUIRED}
 
 
-def _check_module(name: str) -> None:
+def _check_module(setting: str, name: str) -> None:
     try:
         found = find_spec(name) is not None
     except (ImportError, ValueError):
         found = False
     if not found:
-        raise SettingsError(f"JOBPLANE_WORKER_INCLUDE: no module {name!r} on this worker's path")
+        raise SettingsError(f"JOBPLANE_WORKER_{setting}: no module {name!r} on this worker's path")
 
 
-def _made() -> Celery:
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return make_app(current())
+        made = globals()["app"] = make_app()
     except SettingsError as error:
         sys.stderr.write(f"jobplane: {error}\n")
         raise SystemExit(2) from None
-
-
-app = _made()
+    return made

@@ -11,7 +11,6 @@ import faulthandler
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from typing import Any, Final
@@ -88,7 +87,7 @@ class Stopping:
         time.sleep(PATIENCE_S)
         try:
             log.critical("shutdown_hangs", after_s=round(time.monotonic() - began, 1))
-            faulthandler.dump_traceback(sys.__stderr__)
+            faulthandler.dump_traceback(2)  # Celery has another object in the place of sys.stderr
             keeper.abandon_all()
         finally:
             os._exit(os.EX_SOFTWARE)
