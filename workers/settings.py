@@ -6,7 +6,7 @@ Environment, prefix `JOBPLANE_WORKER_`. A worker knows the broker and Redis and 
 import functools
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict

@@ -19,6 +19,8 @@ GOOD = {"broker_url": "amqp://guest@localhost//", "redis_url": "redis://localhos
         ("redis_url", "amqp://x", "JOBPLANE_WORKER_REDIS_URL: must begin with redis:// or rediss://"),
         ("concurrency", "0", "JOBPLANE_WORKER_CONCURRENCY: Input should be greater than or equal to 1"),
         ("queues", " , ", "JOBPLANE_WORKER_QUEUES: "),
+        ("log_level", "LOUD", "JOBPLANE_WORKER_LOG_LEVEL: Input should be 'DEBUG', 'INFO'"),
+        ("log_masks", "ok,[a", "JOBPLANE_WORKER_LOG_MASKS: not a regular expression: '[a'"),
         ("files_root", "/no/such/folder", "JOBPLANE_WORKER_FILES_ROOT: must be a folder that exists"),
     ],
 )
