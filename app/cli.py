@@ -1,4 +1,4 @@
-"""The command `jobplane`: up | api | scheduler | worker | migrate | watch."""
+"""The command `jobplane`: up | api | scheduler | worker | migrate | watch | doctor."""
 
 import asyncio
 import os
@@ -79,6 +79,17 @@ def worker(
     os.execve(sys.executable, command, child_environment({}))  # noqa: S606
 
 
+@cli.command("worker-health")
+def worker_health(
+    live: Annotated[
+        bool, typer.Option("--live", help="Waiting for a broker or Redis that cannot be reached is no trouble.")
+    ] = False,
+) -> None:
+    """Whether the workers of this machine or container consume; exit status 1 if not."""
+    command = [sys.executable, "-P", "-m", "workers.health", *(["--live"] if live else [])]
+    os.execve(sys.executable, command, child_environment({}))  # noqa: S606
+
+
 @cli.command()
 def migrate(revision: Annotated[str, typer.Argument(help="Where to go to.")] = "head") -> None:
     """Bring the database to the newest schema; two at once wait for each other."""
@@ -101,6 +112,19 @@ def watch(
     from app.watch import watch
 
     raise typer.Exit(asyncio.run(watch(url, run_id)))
+
+
+@cli.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="A list of {code, level, subject, says, do}.")] = False,
+) -> None:
+    """Say what will bite: reads how live workers are set, and what broker, Redis and database hold.
+
+    Exit status 0 if nothing will, 1 if something does, 2 if a part could not be looked at.
+    """
+    from app.doctor.command import doctor
+
+    raise typer.Exit(doctor(Settings.load(), as_json=as_json))
 
 
 def _refuse(why: object) -> NoReturn:

@@ -14,6 +14,7 @@ from celery.worker import state
 from redis import Redis
 from redis.exceptions import RedisError
 
+from workers import health
 from workers.contracts import contracts_of
 from workers.log import log
 from workers.protocol import CONTRACTS_PREFIX, PRESENCE_S, PRESENCE_TTL_S, PROTOCOL_VERSION, presence_key
@@ -32,6 +33,9 @@ class Presence:
         self._key = presence_key(worker.hostname)
         self._start_time = datetime.now(UTC)
         self._told_queues = False
+        self._began = time.monotonic()
+        #: Since when nothing is consumed, on the monotonic clock.
+        self._hungry_since: float | None = None
         #: Since when Redis has not answered, on the monotonic clock.
         self._away_time: float | None = None
         #: The tasks whose contracts these are.
@@ -49,6 +53,7 @@ class Presence:
         """Write no more and take the key away, so that nobody waits for its end."""
         self._stop.set()
         self._thread.join(timeout=5)
+        health.path_of(os.getpid()).unlink(missing_ok=True)
         try:
             self._redis.delete(self._key)
         except (RedisError, OSError) as error:
@@ -63,11 +68,10 @@ class Presence:
     def describe(self) -> dict[str, Any]:
         """What the key holds."""
         worker, pool = self._worker, self._worker.pool
-        consumer = getattr(worker.consumer, "task_consumer", None)
         return {
             "version": PROTOCOL_VERSION,
             "nodename": worker.hostname,
-            "queues": sorted(consumer.consumed) if consumer is not None else [],
+            "queues": self._consumed(),
             "tasks": sorted(name for name in list(worker.app.tasks) if not name.startswith("celery.")),
             "pool": type(pool).__module__.rpartition(".")[2],
             "concurrency": getattr(pool, "num_processes", 0),  # a pool that is being stopped has none
@@ -77,6 +81,33 @@ class Presence:
             "reserved": max(len(state.reserved_requests) - len(state.active_requests), 0),
             "start_time": self._start_time.isoformat().replace("+00:00", "Z"),
         }
+
+    def say_here(self) -> None:
+        """Write this worker's file, for `jobplane worker-health`."""
+        now, consumed = time.monotonic(), self._consumed()
+        if consumed:
+            self._hungry_since = None
+        elif self._hungry_since is None:
+            self._hungry_since = now
+        turned = max(self._worker.stopping.turned, self._began)
+        try:
+            health.write(
+                health.Status(
+                    os.getpid(),
+                    self._worker.hostname,
+                    now,
+                    consumed,
+                    self._hungry_since,
+                    len(state.active_requests),
+                    turned,
+                )
+            )
+        except OSError as error:
+            log.debug("health_not_written", error=str(error))
+
+    def _consumed(self) -> list[str]:
+        consumer = getattr(self._worker.consumer, "task_consumer", None)
+        return sorted(consumer.consumed) if consumer is not None else []
 
     def run_once(self) -> None:
         """Write the key once. Raises what Redis raises."""
@@ -97,6 +128,7 @@ class Presence:
 
     def _run(self) -> None:
         while True:
+            self.say_here()
             try:
                 self.run_once()
                 self._away_time = None

@@ -41,9 +41,9 @@ class Stopping:
         self._pid = os.getpid()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        #: When it was told, and when the event loop last looked, on the monotonic clock.
         self._told_time: float | None = None
-        self._look_time = 0.0
+        #: When the event loop last turned, on the monotonic clock.
+        self.turned = 0.0
         #: Tasks have had their time: what is not done is handed back.
         self.over = False
 
@@ -56,10 +56,6 @@ class Stopping:
         for name in _SIGNALS:
             platforms.signals[name] = self._hear
         threading.Thread(target=self._run, name="jobplane-stop", daemon=True).start()
-
-    def looked(self) -> None:
-        """The event loop turns."""
-        self._look_time = time.monotonic()
 
     def _hear(self, signum: int, _frame: Any) -> None:
         # A write to a pipe is all that is safe here. A child that was just forked has this handler for a moment.
@@ -94,7 +90,7 @@ class Stopping:
 
     @property
     def _still(self) -> bool:
-        return time.monotonic() - max(self._look_time, self._told_time or 0) > _STILL_S
+        return time.monotonic() - max(self.turned, self._told_time or 0) > _STILL_S
 
     def _told_again(self) -> bool:
         return bool(select.select([self._read], [], [], 0.1)[0])
@@ -141,7 +137,7 @@ class Stop(bootsteps.StartStopStep):
 
     def _look(self, c: Any) -> None:
         stopping: Stopping = c.controller.stopping
-        stopping.looked()
+        stopping.turned = time.monotonic()
         if not stopping.told or c.blueprint.state != bootsteps.RUN:
             return
         try:
