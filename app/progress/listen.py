@@ -22,7 +22,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from app.loop import end
-from app.progress.reports import HEAD, MESSAGE_LIMIT, state_at_head, task_of
+from app.progress.fold import Report
+from app.progress.reports import HEAD, MESSAGE_LIMIT, Refusal, state_at_head, task_of
 from app.progress.sources import OWN, Source, behind, pattern_of
 from app.states import RETRY, STARTED, TERMINAL
 from workers.protocol import TaskId
@@ -43,11 +44,15 @@ _KEPT: Final = TERMINAL | {STARTED, RETRY}
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One message: the task, its bytes (only the head of what is too long) and its whole length."""
+    """One message: the task, its bytes (only the head of what is too long) and its whole length.
+
+    `report` is what it says, where somebody has read it already.
+    """
 
     task_id: TaskId
     body: bytes
     size: int
+    report: Report | Refusal | None = None
 
     @classmethod
     def of(cls, task_id: TaskId, body: bytes) -> Self:
@@ -290,6 +295,16 @@ async def at(redis: Redis, source: Source) -> AsyncIterator[Redis]:
     finally:
         with suppress(RedisError, OSError):
             await other.aclose()
+
+
+async def whole_of(redis: Redis, task_id: TaskId, source: Source) -> bytes | None:
+    """The whole stored value of one task, from our own place or where its queue keeps results. Raises RedisError."""
+    for place in dict.fromkeys((OWN, source)):
+        async with at(redis, place) as client:
+            body: bytes | None = await client.get(place.key_of(task_id))  # type: ignore[assignment]
+        if body:
+            return body
+    return None
 
 
 async def stored(redis: Redis, tasks: Sequence[TaskId], source: Source = OWN) -> list[Heard]:

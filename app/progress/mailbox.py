@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 import aio_pika
@@ -31,7 +32,10 @@ _LAST_RETRY_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A message that is not acknowledged yet: its properties, and its bytes (only the head of what is too long)."""
+    """A message that is not acknowledged yet: its properties, and its bytes (only the head of what is too long).
+
+    What is too long for that and not for its mailbox lies in a file, which goes with the letter.
+    """
 
     #: Its number on the connection that brought it, and the number of that connection.
     tag: int
@@ -43,6 +47,29 @@ class Letter:
     size: int
     #: When it came, by the event loop's clock.
     time: float
+    spilled: "Spilled | None" = None
+
+    def read(self) -> bytes | None:
+        """The whole message, if it is still there. Raises OSError."""
+        if len(self.body) == self.size:
+            return self.body
+        return self.spilled.read() if self.spilled is not None else None
+
+
+class Spilled:
+    """Bytes in a file without a name, which ends with this object. Raises OSError."""
+
+    def __init__(self, body: bytes) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115
+        self._file.write(body)
+
+    def read(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # it may not have come to be
+            self._file.close()
 
 
 class Mailbox:
@@ -53,7 +80,14 @@ class Mailbox:
     """
 
     def __init__(
-        self, url: str, queue: str, arguments: Mapping[str, Any], arrived: asyncio.Event, *, prefetch: int
+        self,
+        url: str,
+        queue: str,
+        arguments: Mapping[str, Any],
+        arrived: asyncio.Event,
+        *,
+        prefetch: int,
+        most_bytes: int = MESSAGE_LIMIT,
     ) -> None:
         self._url = url
         self._options: dict[str, Any] = {} if "heartbeat=" in url else {"heartbeat": _HEARTBEAT_S}
@@ -61,6 +95,7 @@ class Mailbox:
         self._arguments = {"x-queue-type": "quorum", **arguments}
         self._prefetch = prefetch
         self._arrived = arrived
+        self._most_bytes = most_bytes
         self._letters: deque[Letter] = deque()
         self._channel: PlainChannel | None = None
         self._task: asyncio.Task[None] | None = None
@@ -154,7 +189,7 @@ class Mailbox:
 
         async def take_in(message: DeliveredMessage) -> None:
             if life == self.life:
-                self._letters.append(_letter(message, life))
+                self._letters.append(_letter(message, life, self._most_bytes))
                 self._arrived.set()
 
         await plain.basic_consume(self._queue, take_in)
@@ -189,7 +224,7 @@ class Mailbox:
         self._trouble = trouble
 
 
-def _letter(message: DeliveredMessage, life: int) -> Letter:
+def _letter(message: DeliveredMessage, life: int, most_bytes: int) -> Letter:
     properties, body = message.header.properties, message.body
     correlation_id = properties.correlation_id
     return Letter(
@@ -200,7 +235,16 @@ def _letter(message: DeliveredMessage, life: int) -> Letter:
         body=body if len(body) <= MESSAGE_LIMIT else body[:HEAD],
         size=len(body),
         time=asyncio.get_running_loop().time(),
+        spilled=_spilled(body) if MESSAGE_LIMIT < len(body) <= most_bytes else None,
     )
+
+
+def _spilled(body: bytes) -> Spilled | None:
+    try:
+        return Spilled(body)
+    except OSError as error:
+        log.warning("letter_not_kept", bytes=len(body), problem=str(error))
+        return None
 
 
 async def _open(connection: AbstractConnection) -> AbstractChannel:

@@ -60,6 +60,17 @@ async def odd_results(connection: Connection) -> list[Record]:
     return rows
 
 
+async def place_of_results(connection: Connection, run_id: UUID) -> Record | None:
+    """When a run ended, and where the workers of its queue keep results; None if there is no such run."""
+    return await connection.fetchrow(
+        """
+        SELECT end_time, result_db, result_prefix
+        FROM runs LEFT JOIN queues ON queues.name = runs.queue WHERE runs.id = $1
+        """,
+        run_id,
+    )
+
+
 async def standings(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Standing]:
     """Where these runs stand, those that there are; not locked."""
     rows = await connection.fetch("SELECT * FROM runs WHERE id = ANY($1)", list(ids))

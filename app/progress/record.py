@@ -16,9 +16,11 @@ from redis.exceptions import RedisError
 
 from app import faults
 from app.database import Database, Record
+from app.logs.store import Store
 from app.progress import queries
-from app.progress.listen import Heard, Listener, at
+from app.progress.listen import Heard, Listener, at, whole_of
 from app.progress.recording import BATCH, BATCH_BYTES, Recording
+from app.progress.results import PATIENCE_S, Results
 from app.progress.sources import OWN, Source
 from app.progress.turn import Turn
 from app.settings import Settings
@@ -46,13 +48,28 @@ class Recorder:
     """
 
     def __init__(
-        self, database: Database, redis: Redis, settings: Settings, name: str, *, truth_every_s: float = TRUTH_EVERY_S
+        self,
+        database: Database,
+        redis: Redis,
+        settings: Settings,
+        name: str,
+        *,
+        truth_every_s: float = TRUTH_EVERY_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._database = database
         self._redis = redis
         self._redis_url = settings.redis_url.get_secret_value()
         self._turn = Turn(database, LEASE_NAME, name)
         self._recording = Recording(database, redis, LEASE_NAME)
+        self._results = Results(
+            database,
+            Store(settings.log_store),
+            settings.result_limit_mib * 1024 * 1024,
+            self._load,
+            self._ready,
+            patience_s=patience_s,
+        )
         self._truth_every_s = truth_every_s
         self._listener: Listener | None = None
         self._hand: list[Heard] = []
@@ -92,13 +109,14 @@ class Recorder:
         await self._read_truth(self._listener)
         if not self._hand:
             reading = self._truth_after is not None
-            self._hand = await self._listener.gather(
+            heard = await self._listener.gather(
                 BATCH,
                 BATCH_BYTES,
                 wait_s=0 if reading else _IDLE_S,
                 gather_s=0.05 if self._last_batch >= _BUSY_BATCH else 0.003,
             )
-            self._last_batch = len(self._hand)
+            self._last_batch = len(heard)
+            self._hand = self._results.sift(heard)
         if self._hand:
             await faults.at("record.after_receive")
             rows = await self._recording.record(self._hand)
@@ -120,7 +138,15 @@ class Recorder:
         if self._listener is not None:
             await self._listener.close()
             self._listener = None
+        await self._results.close()
         self._hand, self._truth_after, self._truth_at = [], None, 0.0
+
+    async def _load(self, heard: Heard, source: Source) -> bytes | None:
+        return await whole_of(self._redis, heard.task_id, source)
+
+    def _ready(self) -> None:
+        if self._listener is not None:
+            self._listener.waiting.arrived.set()
 
     async def _read_sources(self, listener: Listener) -> None:
         async with self._database.reading() as connection:

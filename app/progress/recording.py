@@ -107,7 +107,7 @@ class Recording:
             moves: defaultdict[UUID, list[Move]] = defaultdict(list)
             refused: list[Refused] = []
             for heard in batch:
-                report = reports.read(heard.task_id, heard.body, heard.size)
+                report = heard.report or reports.read(heard.task_id, heard.body, heard.size)
                 if isinstance(report, Refusal):
                     refused.append((str(report.task_id), report.problem, heard.body[:BODY_KEPT]))
                 else:

@@ -7,7 +7,7 @@ that can be read at all counts with its state; only what cannot be kept of it is
 - NaN, Infinity, numbers out of a double's range and integers of more than 64 bits become strings, exact
 - what lies deeper than 100 levels becomes the string `DEEP`
 - a progress meta over 16 KiB becomes `{"truncated": true, "bytes": n, "current", "total", "message"}`
-- a result over 64 KiB becomes `{"jobplane": "result too large", "bytes": n}`; a traceback loses its middle
+- a result over 64 KiB is kept elsewhere (`read_whole`); a traceback loses its middle
 - a message over 1 MiB is not parsed at all: its first bytes say the state
 
 Kombu's typed values (`{"__type__": "datetime", "__value__": ...}`) stay as they are.
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import orjson
 
+from app.progress import marks
 from app.progress.fold import Report
 from app.states import FAILURE, RETRY, REVOKED, STARTED, SUCCESS, is_state
 from workers.protocol import RESULT_KEY_PREFIX, TaskId, parse_task_id
@@ -35,6 +36,7 @@ DEPTH_LIMIT: Final = 100
 DEEP: Final = "jobplane: nested too deeply"
 
 _NAME_LIMIT: Final = 200
+_NOT_WAITED_FOR: Final = "the run was ended before its result was in the log store"
 _PREFIX: Final = RESULT_KEY_PREFIX.encode()
 #: `celery-task-meta-`, a UUID, a dot, up to nine digits.
 _NAME_LENGTHS: Final = range(len(_PREFIX) + 38, len(_PREFIX) + 47)
@@ -43,6 +45,7 @@ _NAME_LENGTHS: Final = range(len(_PREFIX) + 38, len(_PREFIX) + 47)
 _STATUS = re.compile(rb'\s*\{\s*(?:"task_id"\s*:\s*"[^"\\]{0,60}"\s*,\s*)?"status"\s*:\s*"([A-Z][A-Z0-9_]{0,39})"')
 #: Only these make orjson's reading differ from what may be kept: NUL, and integers that it would round.
 _SUSPECT = re.compile(rb"\\u0000|\d{19}")
+_LONG_NUMBER = re.compile(rb"\d{19}")
 _UNKEEPABLE = re.compile("[\x00\ud800-\udfff]")
 #: A string (an unended one runs to the end, so that this stays linear) or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
@@ -83,6 +86,31 @@ def read(task_id: TaskId, body: bytes, size: int | None = None) -> Report | Refu
         said = _decode(body)
     except (ValueError, RecursionError) as error:
         return Refusal(task_id, f"not JSON: {str(error)[:_NAME_LIMIT]}")
+    return _understood(task_id, said)
+
+
+def is_large_end(body: bytes, size: int) -> bool:
+    """Whether this message (or the head of one with `size` bytes) may bring a result that goes by reference."""
+    return size > RESULT_LIMIT and state_at_head(body) == SUCCESS
+
+
+def read_whole(task_id: TaskId, body: bytes) -> tuple[Report | Refusal, bytes | None]:
+    """What a message of any length says; with a result over 64 KiB, that as JSON, and a report without it.
+
+    Takes up to seconds for many megabytes: not for an event loop.
+    """
+    try:
+        said = _decode_large(body)
+        result = said.get("result") if isinstance(said, dict) and said.get("status") == SUCCESS else None
+        encoded = orjson.dumps(result) if isinstance(result, dict | list | str) else b""
+        if len(encoded) > RESULT_LIMIT:
+            return _understood(task_id, {**said, "result": None}), encoded
+        return _understood(task_id, _decode(body)), None
+    except (ValueError, TypeError, RecursionError) as error:
+        return Refusal(task_id, f"not JSON: {str(error)[:_NAME_LIMIT]}"), None
+
+
+def _understood(task_id: TaskId, said: Any) -> Report | Refusal:
     if not isinstance(said, dict):
         return Refusal(task_id, f"not a JSON object but {type(said).__name__}")
     state = said.get("status")
@@ -116,7 +144,7 @@ def _unparsed(task_id: TaskId, head: bytes, size: int) -> Report | Refusal:
 def _stand_in(state: str, meta: Any, size: int) -> Any:
     """What is kept of a meta that is too large."""
     if state == SUCCESS:
-        return {"jobplane": "result too large", "bytes": size}
+        return marks.lost(size, _NOT_WAITED_FOR)
     given = meta if isinstance(meta, dict) else {}
     if state in {FAILURE, RETRY, REVOKED}:
         words = given.get("exc_message")
@@ -140,6 +168,8 @@ def _bounded(state: str, meta: Any) -> Any:
     limit = RESULT_LIMIT if state in {SUCCESS, FAILURE, RETRY, REVOKED} else META_LIMIT
     if size > limit:
         return _stand_in(state, meta, size)
+    if state == SUCCESS:
+        return marks.given(meta)
     if state in {FAILURE, RETRY, REVOKED} and isinstance(meta, dict) and len(str(meta.get("exc_type"))) > _NAME_LIMIT:
         return {**meta, "exc_type": str(meta["exc_type"])[:_NAME_LIMIT]}
     return meta
@@ -153,6 +183,16 @@ def _middle_cut(text: str) -> str:
     part = TRACEBACK_LIMIT // 2 - 64
     mark = f"\n... {len(encoded) - 2 * part} bytes cut ...\n"
     return encoded[:part].decode(errors="ignore") + mark + encoded[-part:].decode(errors="ignore")
+
+
+def _decode_large(body: bytes) -> Any:
+    # What is not to go into jsonb may hold NUL and any depth that the parser takes.
+    if not _LONG_NUMBER.search(body):
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            pass
+    return _decode(body)
 
 
 def _decode(body: bytes) -> Any:

@@ -14,7 +14,7 @@ from app import faults
 from app.database import Database, Record, clock
 from app.progress import cancelling, lease, reports
 from app.progress.fold import Report, fold
-from app.progress.listen import stored_of
+from app.progress.listen import Heard, stored_of
 from app.progress.sources import OWN, Source
 from app.progress.standing import Move, Standing
 from app.progress.transition import apply
@@ -59,15 +59,21 @@ async def take(redis: Redis, seen: Standing, source: Source = OWN) -> Taken:
     ]
     await faults.at("cancel.after_take")
     done = seen.state != RETRY and DONE in stands
-    return Taken(seen, Whose.DONE if done else Whose.OURS, await _said(redis, seen, source))
+    heard = await _heard(redis, seen, source)
+    large = [one for one in heard if reports.is_large_end(one.body, one.size)]
+    if large:
+        # Its result goes into the log store first: that takes the recorder a moment.
+        done, heard = True, [one for one in heard if one not in large]
+    said = [reports.read(one.task_id, one.body, one.size) for one in heard]
+    known = [report for report in said if isinstance(report, Report)]
+    return Taken(seen, Whose.DONE if done else Whose.OURS, known)
 
 
-async def _said(redis: Redis, seen: Standing, source: Source) -> list[Report]:
+async def _heard(redis: Redis, seen: Standing, source: Source) -> list[Heard]:
     """What the result backend says of this attempt: an end that is stored counts, and so does a stranger's start."""
     last = seen.dispatches + 1
     wanted = [(TaskId(seen.id, n), source) for n in range(max(seen.first_dispatch, last - 3), last + 1)]
-    found = [reports.read(heard.task_id, heard.body, heard.size) for heard in await stored_of(redis, wanted)]
-    return [report for report in found if isinstance(report, Report)]
+    return await stored_of(redis, wanted)
 
 
 async def write(database: Database, taken: Taken) -> Record | None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.progress import reports
+from app.progress import marks, reports
 from app.progress.fold import Report
 from app.progress.reports import DEEP, Refusal, read, task_of
 from workers.protocol import TaskId
@@ -66,10 +66,8 @@ def test_what_is_nested_too_deeply_is_cut_there(depth: int) -> None:
 
 def test_what_is_too_large_is_replaced_and_the_state_counts() -> None:
     large = "x" * 70_000
-    assert report(orjson.dumps({"status": "SUCCESS", "result": large})).meta == {
-        "jobplane": "result too large",
-        "bytes": 70_002,
-    }
+    lost = report(orjson.dumps({"status": "SUCCESS", "result": large})).meta
+    assert (lost["jobplane"], lost["bytes"]) == ("result lost", 70_002)
     meta = {"current": 3, "total": 9, "message": "m" * 300, "rows": large}
     kept = report(orjson.dumps({"status": "PROGRESS", "result": meta})).meta
     assert kept == {"truncated": True, "bytes": len(orjson.dumps(meta)), "current": 3, "total": 9, "message": "m" * 200}
@@ -92,7 +90,7 @@ def test_what_is_too_large_is_replaced_and_the_state_counts() -> None:
 
 def test_a_huge_message_is_not_parsed_but_its_state_counts() -> None:
     body = b'{"status": "SUCCESS", "result": "' + b"x" * 10_000_000 + b'"}'
-    assert report(body).meta == {"jobplane": "result too large", "bytes": len(body)}
+    assert report(body).meta["bytes"] == len(body)
     assert report(body.replace(b"SUCCESS", b"FAILURE", 1)).meta["exc_type"] == "Error"
     assert "no state at their head" in refusal(b'{"result": "' + b"x" * 10_000_000 + b'", "status": "SUCCESS"}')
 
@@ -155,3 +153,55 @@ def test_no_bytes_raise(body: bytes) -> None:
     read(TASK, body)
     read(TASK, b'{"status": "PROGRESS", "result": ' + body + b"}")
     reports.state_at_head(body)
+
+
+def test_a_large_result_is_taken_out_of_its_report_as_json() -> None:
+    rows = [{"id": number, "text": "\u00e9\u0000"} for number in range(10_000)]
+    body = json.dumps({"status": "SUCCESS", "result": rows, "worker": "w@h", "retries": 2, "task_id": "x"}).encode()
+    assert reports.is_large_end(body, len(body))
+    said, result = reports.read_whole(TASK, body)
+    assert said == Report(TASK, "SUCCESS", None, None, "w@h", 2)
+    assert result is not None
+    assert json.loads(result) == rows
+
+
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [
+        (b'["' + b"x" * 70_000 + b'", NaN, 123456789012345678901234567890]', ["NaN", "123456789012345678901234567890"]),
+        (b'["' + b"x" * 70_000 + b'", ' + b"[" * 150 + b"]" * 150 + b"]", None),
+        (b'["' + b"x" * 70_000 + b'", ' + b"[" * 5000 + b"]" * 5000 + b", 1]", [1]),
+    ],
+)
+def test_a_large_result_that_is_hardly_json_becomes_json(result: bytes, kept: list[Any] | None) -> None:
+    said, encoded = reports.read_whole(TASK, b'{"status": "SUCCESS", "result": ' + result + b"}")
+    assert isinstance(said, Report)
+    assert encoded is not None
+    assert kept is None or orjson.loads(encoded)[-len(kept) :] == kept
+
+
+def test_a_small_result_in_a_large_message_stays_in_it_and_any_other_state_too() -> None:
+    large = "x" * 2_000_000
+    said, result = reports.read_whole(TASK, orjson.dumps({"status": "SUCCESS", "result": [1], "args": [large]}))
+    assert isinstance(said, Report)
+    assert (said.meta, result) == ([1], None)
+    said, result = reports.read_whole(TASK, orjson.dumps({"status": "FAILURE", "result": {"exc_type": "E"}}))
+    assert isinstance(said, Report)
+    assert (said.state, result) == ("FAILURE", None)
+    assert isinstance(reports.read_whole(TASK, b'{"status": "SUCCESS", "result": "' + b"x" * 70_000)[0], Refusal)
+    assert isinstance(reports.read_whole(TASK, b"[1]")[0], Refusal)
+
+
+def test_a_result_that_looks_like_a_mark_of_ours_is_told_apart() -> None:
+    for mark in (
+        marks.stored(5, "file:///etc/passwd"),
+        marks.lost(5, "x"),
+        marks.given({"a": 1}),
+        {"jobplane": "result"},
+    ):
+        kept = report(orjson.dumps({"status": "SUCCESS", "result": mark})).meta
+        assert marks.path_of(kept) is None
+        assert marks.absence_of(kept) is None
+        assert marks.as_given(kept) == mark
+    for plain in ({"jobplane": 1}, {"jobplane": "1.0"}, {"a": 1}, [1], None, "result stored"):
+        assert report(orjson.dumps({"status": "SUCCESS", "result": plain})).meta == plain
