@@ -12,8 +12,8 @@ from app.errors import FieldError, Invalid
 
 StrictOf = Annotated[bool, Query(description="refuse (422) what live workers cannot run, instead of a warning")]
 
-#: Stays a warning: the task may well end in time without a limit.
-_NEVER_REFUSED: Final = {"consumer_timeout"}
+#: Stay warnings: the task may well end in time without a limit, and a limit may be meant for other workers.
+_NEVER_REFUSED: Final = {"consumer_timeout", "time_limit"}
 
 
 async def warnings_of(

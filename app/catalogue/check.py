@@ -1,6 +1,6 @@
 """What is known to be wrong with work before it is sent: nobody takes it, or its arguments fit nobody's task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,6 +14,9 @@ from app.errors import FieldError
 #: An older look says nothing of how many consumers there are now.
 _LOOK_S: Final = 60.0
 _MOST_NAMED: Final = 5
+#: Pools whose tasks nobody can end from outside, and those in which Celery raises nothing in them either.
+_NO_HARD_LIMIT: Final = frozenset({"threads", "solo", "eventlet"})
+_NO_SOFT_LIMIT: Final = frozenset({"threads", "solo", "eventlet", "gevent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,12 @@ class Findings:
 
 
 async def examine(connection: Connection, now: datetime, work: Mapping[str, Any]) -> Findings:
-    """Look at work before it is saved: its `queue`, `task`, `args`, `kwargs` and `time_limit_s`."""
+    """Look at work before it is saved: its `queue`, `task`, `args`, `kwargs` and time limits."""
     queue, task = work["queue"], work["task"]
     workers = await queries.workers_of_queue(connection, now - timedelta(seconds=LIVE_S), queue, task)
     seen = await queries.queue_seen(connection, now - timedelta(seconds=_LOOK_S), queue)
     schemas = [row["contract"].get("schema") for row in workers if row["registers"] and row["contract"] is not None]
-    doubts = _doubts(queue, task, workers, seen)
+    doubts = [*_doubts(queue, task, workers, seen), *_limits(work, workers)]
     if seen is not None and seen["consumer_timeout_s"] is not None and work["time_limit_s"] is None:
         detail = (
             f"the broker takes a message back from a worker after {seen['consumer_timeout_s']} s on the queue "
@@ -47,6 +50,20 @@ async def examine(connection: Connection, now: datetime, work: Mapping[str, Any]
         )
         doubts.append(Doubt("consumer_timeout", detail, "/time_limit_s"))
     return Findings(least_misfits(schemas, work["args"], work["kwargs"]), doubts)
+
+
+def _limits(work: Mapping[str, Any], workers: Sequence[Record]) -> Iterator[Doubt]:
+    for member, name, heedless in (
+        ("time_limit_s", "hard", [row for row in workers if row["pool"] in _NO_HARD_LIMIT]),
+        ("soft_time_limit_s", "soft", [row for row in workers if row["pool"] in _NO_SOFT_LIMIT and not row["ours"]]),
+    ):
+        if work[member] is not None and heedless:
+            nodes = [row["node"] for row in heedless]
+            pools = ", ".join(sorted({row["pool"] for row in heedless}))
+            detail = (
+                f"{_named(nodes)} {_verb(nodes, 'keeps', 'keep')} no {name} time limit: so it is with the pool {pools}"
+            )
+            yield Doubt("time_limit", detail, f"/{member}")
 
 
 def least_misfits(schemas: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[FieldError]:

@@ -108,10 +108,10 @@ async def tasks_needed(connection: Connection, queues: Sequence[str]) -> dict[st
 
 
 async def workers_of_queue(connection: Connection, since: datetime, queue: str, task: str) -> list[Record]:
-    """The live workers that consume a queue, whether each registers a task, and its contract where it told one."""
+    """The live workers of a queue: whether each registers a task, its pool, and its contract if it told one."""
     rows: list[Record] = await connection.fetch(
         """
-        SELECT node, $3 = ANY (tasks) OR starts_with($3, $4) AS registers,
+        SELECT node, ours, pool, $3 = ANY (tasks) OR starts_with($3, $4) AS registers,
                CASE WHEN ours THEN contracts -> $3 END AS contract
         FROM workers WHERE seen_time >= $1 AND $2 = ANY (queues)
           -- Who was seen to be gone is not waited for.

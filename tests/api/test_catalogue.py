@@ -35,7 +35,7 @@ async def worker(database: Database, node: str, *tasks: str, age_s: float = 0, o
             """
             INSERT INTO workers (node, ours, software, queues, tasks, contracts, contracts_digest, pool, concurrency,
                 start_time, first_seen_time, seen_time)
-            SELECT $1, $2, 'py-celery 5.7.0', $3, $4, $5, $6, 'prefork', 2, at, at, at
+            SELECT $1, $2, 'py-celery 5.7.0', $3, $4, $5, $6, $8, 2, at, at, at
             FROM (SELECT clock_timestamp() - make_interval(secs => $7) AS at) AS t
             ON CONFLICT (node) DO UPDATE SET contracts = excluded.contracts,
                 contracts_digest = excluded.contracts_digest, seen_time = excluded.seen_time
@@ -47,6 +47,7 @@ async def worker(database: Database, node: str, *tasks: str, age_s: float = 0, o
             {task: contract_of(function) for task, function in functions.items()},
             more.get("digest", str(sorted(f"{t}{f.__name__}" for t, f in functions.items())) if functions else ""),
             age_s,
+            more.get("pool", "prefork"),
         )
 
 
@@ -169,6 +170,24 @@ async def test_a_job_that_nobody_can_run_is_warned_of(
     made = await client.post(JOBS, json=a_job(name="c"), params={"strict": True})
     assert codes(made) == ["consumer_timeout"]
     assert codes(await client.post(JOBS, json=a_job(name="d", time_limit_s=50))) == []
+
+
+async def test_a_time_limit_that_a_pool_cannot_keep_is_told(
+    client: httpx.AsyncClient, queue: str, database: Database
+) -> None:
+    limits = {"time_limit_s": 60, "soft_time_limit_s": 50}
+    await worker(database, "ours@h", "files.digest", pool="threads")
+    made = await client.post(JOBS, json=a_job(**limits))
+    assert codes(made) == ["time_limit"]
+    assert made.json()["warnings"][0]["detail"].startswith("ours@h keeps no hard time limit")
+    await worker(database, "stock@h", "files.digest", pool="solo", ours=False)
+    url = f"{JOBS}/{made.json()['id']}"
+    both = await client.patch(url, json={"description": "1"}, params={"strict": True})
+    assert [each["detail"].partition(":")[0] for each in both.json()["warnings"]] == [
+        "ours@h, stock@h keep no hard time limit",
+        "stock@h keeps no soft time limit",
+    ]
+    assert codes(await client.patch(url, json={"time_limit_s": None, "soft_time_limit_s": None})) == []
 
 
 async def test_arguments_that_cannot_fit_are_refused(client: httpx.AsyncClient, queue: str, database: Database) -> None:

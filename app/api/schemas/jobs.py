@@ -184,7 +184,7 @@ class LastRunOut(Out):
 class WarningOut(Out):
     """Something that may keep a job's runs from running."""
 
-    code: Literal["no_worker", "task_not_registered", "some_lack_task", "consumer_timeout", "contract"]
+    code: Literal["no_worker", "task_not_registered", "some_lack_task", "consumer_timeout", "time_limit", "contract"]
     detail: str
 
 
