@@ -40,7 +40,7 @@ STOPSIGNAL SIGTERM
 # No HEALTHCHECK here, because it would hold for every role and they differ:
 #   api        GET /healthz (see compose.yaml); /readyz also asks the parts that it needs
 #   scheduler  /readyz of any api names each living scheduler and what is wrong with its loops
-#   worker     none: it connects again by itself, and what it has in hand is guarded by leases
+#   worker     `jobplane worker-health` (see compose.yaml); as a liveness probe with --live, for it connects again by itself
 #   migrate    ends by itself
 ENTRYPOINT ["jobplane"]
 CMD ["--help"]
