@@ -79,6 +79,8 @@ def _failure_of(report: Report) -> dict[str, Any]:
         return error
     if kind == _SOFT:
         return {**error, "type": "TimeLimitExceeded", "message": f"soft: true {error['message']}".rstrip()}
+    if kind == "EncodeError":
+        return error  # the body returned, or sent, what cannot be encoded: that is certain, though kombu says it
     if f"{module}.".startswith(_TRANSPORTS):
         return {**error, "type": "OutcomeUnknown", "message": f"{kind}: {error['message']}"}
     return error

@@ -290,6 +290,14 @@ def test_an_exception_of_the_transport_is_an_unknown_outcome_and_never_runs_agai
     assert ended.error["type"] == "OutcomeUnknown"
 
 
+def test_what_cannot_be_encoded_is_an_error_of_the_task_though_the_transport_says_it() -> None:
+    said = {"exc_type": "EncodeError", "exc_message": ["Object of type set is not JSON serializable"]}
+    ended = after(SENT, report("FAILURE", {**said, "exc_module": "kombu.exceptions"}))
+    assert ended.state == "FAILURE"
+    assert ended.error is not None
+    assert (ended.error["type"], ended.error["message"]) == ("EncodeError", said["exc_message"][0])
+
+
 def test_celerys_own_retry_is_the_same_attempt() -> None:
     started = after(SENT, report("STARTED", {LEASE_REPORT: {"token": "t"}}))
     waiting = after(started, report("RETRY", BOOM))
