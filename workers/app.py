@@ -86,6 +86,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_reject_on_worker_lost": False,
         "jobplane_fence": settings.fence,
         "jobplane_result_limit_mib": settings.result_limit_mib,
+        "jobplane_log_level": settings.log_level if settings.logs else None,
+        "jobplane_log_masks": tuple(mask.pattern for mask in settings.log_masks),
         # The base task reports STARTED itself, once it holds the lease.
         "task_track_started": False,
         "worker_prefetch_multiplier": 1,
