@@ -4,6 +4,7 @@
 first asked for. A wrong setting ends the process with one line.
 """
 
+import os
 import ssl
 import sys
 from collections.abc import Callable, Sequence
@@ -155,6 +156,10 @@ def _check_module(setting: str, name: str) -> None:
 def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Teams keep their modules in the folder where the worker is started. Celery has it on the path only while it
+    # imports a module, so what is looked for now, and what bodies import later, would not be found.
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - a string, as the path holds
+        sys.path.insert(0, here)
     try:
         made = globals()["app"] = make_app()
     except SettingsError as error:
