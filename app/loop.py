@@ -10,10 +10,12 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.errors import Unavailable
+
 log = structlog.get_logger()
 
 #: A server that is away: told in one line, for a traceback would say nothing more.
-_ABSENT = (OSError, RedisConnectionError, RedisTimeoutError)
+_ABSENT = (OSError, RedisConnectionError, RedisTimeoutError, Unavailable)
 
 _FIRST_RETRY_S = 0.2
 _LAST_RETRY_S = 5.0

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import faults, log
-from app.api import catalogue, documents, feed, health, job_actions, jobs, problems, queues, runs, why
+from app.api import catalogue, documents, feed, health, job_actions, jobs, logs, problems, queues, runs, why
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
@@ -26,6 +26,7 @@ from app.api.server import Server, config
 from app.database import Database
 from app.dispatch import broker
 from app.feed.hub import Hub
+from app.logs.store import Store
 from app.settings import Settings
 
 logger = structlog.get_logger()
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         job_actions.router,
         job_actions.previews,
         runs.router,
+        logs.router,
         why.router,
         queues.router,
         catalogue.router,
@@ -98,7 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(hub.stop)
         await hub.start()
         app.state.probes = health.Probes(asked)
-        app.state.plane = Plane(settings, database, redis, hub, asked)
+        app.state.plane = Plane(settings, database, redis, hub, Store(settings.log_store), asked)
         yield
 
 

@@ -25,6 +25,9 @@ from app.dispatch import broker as brokers
 from app.dispatch.outbox import Outbox
 from app.dispatch.topology import Topology, ensure_default_queues
 from app.due.tick import Tick
+from app.logs import seal
+from app.logs.seal import Sealer
+from app.logs.store import Store
 from app.loop import Loop, end
 from app.progress import queries
 from app.progress.announce import channel_of
@@ -77,7 +80,9 @@ class Scheduler:
         replies = Replies(database, redis, settings, self.name) if settings.on_rabbitmq else None
         reaper = Reaper(database, redis, settings, asker.backlog)
         canceller = Canceller(database, redis, settings)
-        sweeper = Sweeper(database, settings)
+        store = Store(settings.log_store)
+        sealer = Sealer(database, redis, store, self.name)
+        sweeper = Sweeper(database, settings, store)
         catalogue = Catalogue(database, redis, url, asker.backlog, self.name)
         await ensure_default_queues(database, settings)
         dispatch = Loop("dispatch", outbox.run_once, lambda: POLL_S)
@@ -94,6 +99,7 @@ class Scheduler:
             Loop("record", recorder.run_once, lambda: POLL_S),
             Loop("cancel", canceller.run_once, lambda: POLL_S),
             Loop("reap", reaper.run_once, lambda: 2.0),
+            Loop("seal", sealer.run_once, lambda: seal.PAUSE_S),
             Loop("sweep", sweeper.run_once, lambda: 60.0),
             Loop("catalogue", catalogue.run_once, lambda: LOOK_AT_WORKERS_S),
         ]
@@ -106,7 +112,13 @@ class Scheduler:
         try:
             await self._run(loops)
         finally:
-            goodbyes = [end(doorbell), recorder.close(), catalogue.close(), _say_goodbye(database, self.name)]
+            goodbyes = [
+                end(doorbell),
+                recorder.close(),
+                catalogue.close(),
+                sealer.close(),
+                _say_goodbye(database, self.name),
+            ]
             if replies is not None:
                 goodbyes.append(replies.close())
             await _within(_GOODBYE_S, *goodbyes)

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from app.database import Database
 from app.dispatch.broker import Broker
 from app.feed.hub import Hub
+from app.logs.store import Store
 from app.settings import Settings
 
 
@@ -21,6 +22,8 @@ class Plane:
     database: Database
     redis: Redis
     hub: Hub
+    #: Logs and large results of runs.
+    store: Store
     #: Asked now and then, bounded to a second; nothing is published here.
     broker: Broker
 

@@ -61,6 +61,7 @@ class Outbox:
 
     def __init__(self, settings: Settings, database: Database, redis: Redis, broker: Broker, name: str) -> None:
         self._limit = settings.dispatch_batch
+        self._log_store = settings.log_store
         self._database = database
         self._redis = redis
         self._broker = broker
@@ -92,7 +93,7 @@ class Outbox:
         limit = self._limit if self._away is None else 1
         async with self._database.transaction() as connection:
             now = await clock(connection)
-            claimed = await queries.claim(connection, now, self.claimer, limit)
+            claimed = await queries.claim(connection, now, self.claimer, limit, self._log_store)
         if claimed:
             await faults.at("dispatch.after_claim")
         self._unsettled = await self._publish(claimed)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from app.database import Connection, Record
 from app.dispatch.hold import Hold
+from app.logs.place import FOLDER_SQL
 from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
 from workers.protocol import BUILT_IN_PREFIX
 
@@ -73,10 +74,11 @@ _CLAIM = f"""
         LIMIT $4
         FOR NO KEY UPDATE OF runs SKIP LOCKED
     )
-    UPDATE runs SET claim_time = $1, claimed_by = $2
+    UPDATE runs SET claim_time = $1, claimed_by = $2,
+        log_path = $6 || '/' || {FOLDER_SQL.replace("id::text", "runs.id::text")} || '/' || runs.attempt || '.log'
     FROM ripe WHERE runs.id = ripe.id
     RETURNING runs.*, ripe.exchange, ripe.routing_key, ripe.max_message_kib
-"""  # noqa: S608  (numbers of our own)
+"""  # noqa: S608  (numbers and text of our own)
 
 _MARK = """
     WITH mine AS (
@@ -161,15 +163,16 @@ _TELL_CONSUMED = """
 """
 
 
-async def claim(connection: Connection, now: datetime, claimer: str, limit: int) -> list[Record]:
+async def claim(connection: Connection, now: datetime, claimer: str, limit: int, log_store: str) -> list[Record]:
     """Take the oldest runs that may go out, in the order of their ids, for 30 s.
 
     Rows of `runs` with `exchange`, `routing_key` and `max_message_kib` of their queue. A claim that this claimer holds
-    already is taken again: a pass of its own was interrupted.
+    already is taken again: a pass of its own was interrupted. From here on a run tells where in `log_store` the log of
+    its attempt will be.
     Nothing goes to workers of which none registers the task; what was given up as not registered too often goes only
     where each of them does.
     """
-    rows = await connection.fetch(_CLAIM, now, claimer, now - CLAIM_AGE, limit, now - SIGHTING_AGE)
+    rows = await connection.fetch(_CLAIM, now, claimer, now - CLAIM_AGE, limit, now - SIGHTING_AGE, log_store)
     return sorted(rows, key=lambda row: UUID(int=row["id"].int))
 
 

@@ -55,7 +55,8 @@ def end_of(segments: Sequence[Sequence[int]]) -> int:
 def tail_in(rest: bytes, head: Head) -> Piece | None:
     """The tail in what follows the head in an object."""
     found = _MARK.match(rest)
-    return Piece(head.end + int(found[1]), rest[found.end() :]) if found else None
+    offset = head.end + int(found[1]) if found else 0
+    return Piece(offset, rest[found.end() :]) if found and offset >= LOG_HEAD else None
 
 
 def seal(segments: Sequence[Sequence[int]], old: bytes, news: Iterable[Piece]) -> tuple[bytes, list[Segment]]:

@@ -260,29 +260,56 @@ async def unheard(connection: Connection, before: datetime, after: UUID, limit: 
     return rows
 
 
-async def forget_ended_runs(
-    connection: Connection, success_before: datetime, failure_before: datetime, limit: int
-) -> int:
-    """Delete the oldest ended runs that are past their time; the newest run of a job that is there stays."""
-    answer = await connection.execute(
+async def runs_to_forget(
+    connection: Connection,
+    success_before: datetime,
+    failure_before: datetime,
+    limit: int,
+    *,
+    without_objects: bool = False,
+) -> list[Record]:
+    """The oldest ended runs that are past their time, with what they have in the log store; the newest run of a job
+    that is there stays.
+
+    `logs`: the attempts that have a log; `result_stored`: whether the result is there too.
+    """
+    rows: list[Record] = await connection.fetch(
         """
-        DELETE FROM runs WHERE id IN (
-            SELECT old.id FROM runs AS old
-            WHERE old.end_time IS NOT NULL
-              AND old.end_time < greatest($1::timestamptz, $2::timestamptz)
-              AND old.end_time < CASE WHEN old.state = $3 THEN $2 ELSE $1 END
-              AND (
-                  old.job_id IS NULL
-                  OR EXISTS (SELECT FROM runs AS newer WHERE newer.job_id = old.job_id AND newer.id > old.id)
-                  OR EXISTS (SELECT FROM jobs WHERE jobs.id = old.job_id AND jobs.delete_time IS NOT NULL)
-              )
-            ORDER BY old.end_time LIMIT $4 FOR UPDATE SKIP LOCKED
-        )
+        SELECT old.id, ARRAY(SELECT log.attempt FROM run_logs AS log WHERE log.run_id = old.id) AS logs,
+            coalesce(old.result ->> 'jobplane' = 'result stored', false) AS result_stored
+        FROM runs AS old
+        WHERE old.end_time IS NOT NULL
+          AND old.end_time < greatest($1::timestamptz, $2::timestamptz)
+          AND old.end_time < CASE WHEN old.state = $3 THEN $2 ELSE $1 END
+          AND (
+              old.job_id IS NULL
+              OR EXISTS (SELECT FROM runs AS newer WHERE newer.job_id = old.job_id AND newer.id > old.id)
+              OR EXISTS (SELECT FROM jobs WHERE jobs.id = old.job_id AND jobs.delete_time IS NOT NULL)
+          )
+          AND NOT ($5 AND (
+              old.result ->> 'jobplane' IS NOT DISTINCT FROM 'result stored'
+              OR EXISTS (SELECT FROM run_logs AS log WHERE log.run_id = old.id)
+          ))
+        ORDER BY old.end_time LIMIT $4
         """,
         success_before,
         failure_before,
         FAILURE,
         limit,
+        without_objects,
+    )
+    return rows
+
+
+async def forget_runs(connection: Connection, ids: Sequence[UUID]) -> int:
+    """Delete these runs, except those that another sweep has in hand."""
+    answer = await connection.execute(
+        """
+        DELETE FROM runs WHERE id IN (
+            SELECT id FROM runs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
+        )
+        """,
+        ids,
     )
     return _count(answer)
 

@@ -1,6 +1,7 @@
 """What retention forgets, and what it keeps."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -8,6 +9,8 @@ import pytest
 
 from app import faults
 from app.database import Connection, Database, clock, new_id
+from app.logs import place
+from app.logs.store import Store
 from app.progress.sweep import REFUSED_KEPT, Sweeper
 from app.progress.transition import NewRun, create
 from app.settings import Settings
@@ -76,7 +79,7 @@ async def test_ended_runs_go_by_age_and_state_in_batches(database: Database, set
         await ended(database, "SUCCESS", days(7.1))
     await ended(database, "REVOKED", days(8))
     await ended(database, "FAILURE", days(31))
-    assert await sweep(Sweeper(database, settings, batch=3)) == 4
+    assert await sweep(Sweeper(database, settings, Store(settings.log_store), batch=3)) == 4
     assert await ids(database) == kept
     assert await count(database, "run_events") == len(kept)
 
@@ -85,7 +88,7 @@ async def test_failures_may_be_kept_for_less_long_than_successes(database: Datab
     shorter = settings.model_copy(update={"retain_success_days": 30.0, "retain_failure_days": 1.0})
     kept = await ended(database, "SUCCESS", days(20))
     await ended(database, "FAILURE", days(2))
-    await sweep(Sweeper(database, shorter))
+    await sweep(Sweeper(database, shorter, Store(settings.log_store)))
     assert await ids(database) == {kept}
 
 
@@ -115,8 +118,8 @@ async def test_the_newest_run_of_a_job_stays_until_the_job_is_deleted(database: 
                 days(31),
                 days(29),
             )
-    await sweep(Sweeper(database, settings))
-    await sweep(Sweeper(database, settings))
+    await sweep(Sweeper(database, settings, Store(settings.log_store)))
+    await sweep(Sweeper(database, settings, Store(settings.log_store)))
     assert await ids(database) == {runs[live][-1].id}
     assert await ids(database, "jobs") == {live, lately}
     assert await count(database, "job_versions") == 2
@@ -144,13 +147,13 @@ async def test_the_rest(database: Database, settings: Settings) -> None:
                 str(minutes),
                 now - timedelta(minutes=minutes),
             )
-    await sweep(Sweeper(database, settings, batch=100))
+    await sweep(Sweeper(database, settings, Store(settings.log_store), batch=100))
     async with database.reading() as connection:
         oldest = await connection.fetchval("SELECT task_id FROM refused_reports ORDER BY id LIMIT 1")
     assert (await count(database, "refused_reports"), oldest) == (REFUSED_KEPT, "251")
     assert await count(database, "idempotency_keys") == 1
     assert await count(database, "processes") == 1
-    assert not await Sweeper(database, settings).run_once()
+    assert not await Sweeper(database, settings, Store(settings.log_store)).run_once()
 
 
 async def test_a_fault_before_the_commit_forgets_nothing(database: Database, settings: Settings) -> None:
@@ -158,7 +161,35 @@ async def test_a_fault_before_the_commit_forgets_nothing(database: Database, set
     faults.arm("sweep.before_commit=raise")
     try:
         with pytest.raises(faults.InjectedFault):
-            await Sweeper(database, settings).run_once()
+            await Sweeper(database, settings, Store(settings.log_store)).run_once()
     finally:
         faults.arm("")
     assert await count(database, "runs") == 1
+
+
+async def test_what_runs_have_in_the_store_goes_before_them(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    store = Store(folder.as_uri())
+    plain, logged, large, kept = [await ended(database, "SUCCESS", days(8 if n < 3 else 1)) for n in range(4)]
+    paths = [place.log_of(logged, 1), place.log_of(logged, 2), place.result_of(large), place.log_of(kept, 1)]
+    for path in paths:
+        await store.put(path, b"x")
+    async with database.transaction() as connection:
+        await connection.executemany(
+            "INSERT INTO run_logs (run_id, attempt, segments, size, sealed_id) VALUES ($1, $2, '[]', 1, '0-0')",
+            [(logged, 1), (logged, 2), (kept, 1)],
+        )
+        result = {"jobplane": "result stored", "bytes": 1, "path": store.url(paths[2])}
+        await connection.execute("UPDATE runs SET result = $2 WHERE id = $1", large, result)
+
+    folder.rename(tmp_path / "away")
+    sweeper = Sweeper(database, settings, store)
+    assert not await sweeper.run_once()
+    assert await ids(database) == {logged, large, kept}, "a store that is away holds back only what lies in it"
+    (tmp_path / "away").rename(folder)
+    await sweep(sweeper)
+    assert await ids(database) == {kept}
+    assert [path for path in paths if await store.get(path) is not None] == [place.log_of(kept, 1)]
+    assert plain not in await ids(database)
