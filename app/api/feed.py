@@ -84,16 +84,17 @@ async def feed(websocket: WebSocket) -> None:
 
 @router.websocket("/runs/{run_id}/feed")
 async def run_feed(websocket: WebSocket, run_id: str) -> None:
-    """One run: as it is now, every change, the end. `logs` is understood; there are no log frames yet."""
+    """One run: as it is now, every change, the end; with `logs=1` also its log, from the first line."""
     await websocket.accept()
     socket = _Socket(websocket)
     try:
         _check_request(websocket, _RUN_PARAMETERS)
         wanted = _uuid("run id", run_id)
+        logs = _flag(websocket, "logs")
     except _Refused as refused:
         await socket.close(refused.close)
     else:
-        await session.follow_run(websocket.app.state.plane.hub, socket, wanted)
+        await session.follow_run(websocket.app.state.plane.hub, socket, wanted, logs=logs)
 
 
 def _check_request(websocket: WebSocket, known: frozenset[str]) -> None:
@@ -144,6 +145,13 @@ def _last(websocket: WebSocket, name: str) -> Any:
     if len(values) > 1:
         raise _Refused(f"{name}: once at most")
     return values[0] if values else None
+
+
+def _flag(websocket: WebSocket, name: str) -> bool:
+    text = _last(websocket, name)
+    if text not in {None, "0", "1", "false", "true"}:
+        raise _Refused(f"{name}: 1 or 0")
+    return text in {"1", "true"}
 
 
 def _since(websocket: WebSocket) -> Position | None:

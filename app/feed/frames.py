@@ -36,6 +36,7 @@ class Change:
 
     run_id: str
     version: int
+    attempt: int
     state: str
     namespace: str
     queue: str
@@ -55,6 +56,7 @@ class Change:
         return cls(
             run_id=str(view["id"]),
             version=int(view["version"]),
+            attempt=int(view["attempt"]),
             state=str(view["state"]),
             namespace=str(view["namespace"]),
             queue=str(view["queue"]),
@@ -88,6 +90,12 @@ def live(position: Position, *, recovered: bool) -> str:
 
 def bookmark(position: Position) -> str:
     return orjson.dumps({"type": "bookmark", "cursor": str(position)}).decode()
+
+
+def log(run_id: object, attempt: int, offset: int, following: int, text: str) -> str:
+    """A part of an attempt's log; the next one begins at `following`."""
+    frame = {"type": "log", "run_id": str(run_id), "attempt": attempt, "offset": offset, "next": following}
+    return orjson.dumps({**frame, "text": text}).decode()
 
 
 def end(change: Change) -> str:

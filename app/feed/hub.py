@@ -18,7 +18,9 @@ from app.feed.cursor import Position
 from app.feed.frames import DRAINING, Change, Close
 from app.feed.hints import Hints
 from app.feed.listeners import Listener, LongPoll, ManyRuns
+from app.feed.logs import LogReads
 from app.feed.reconcile import Reconciler, changes_of
+from app.logs.store import Store
 from app.loop import end
 from app.settings import Settings
 
@@ -44,6 +46,8 @@ class Limits:
     crowd: int = 2_000
     #: Runs per page of a snapshot.
     page: int = 500
+    #: How long the end of a run waits for a log that says nothing more, and not that it has ended.
+    log_patience_s: float = 12.0
     #: A cursor behind which more runs changed than this is answered with a full snapshot.
     catch_up: int = 5_000
 
@@ -59,6 +63,7 @@ class Hub:
         self.database = database
         self.settings = settings
         self.limits = limits or Limits()
+        self.logs = LogReads(database, redis, Store(settings.log_store))
         self._of_run: dict[str, set[Listener]] = {}
         self._of_many: set[ManyRuns] = set()
         # The greatest version offered of each run, in two generations: the older one is dropped when the younger is
@@ -104,6 +109,7 @@ class Hub:
     async def stop(self) -> None:
         """Drain and end the hub's own tasks."""
         await self.drain()
+        await self.logs.close()
         await end(*self._tasks)
         for task in self._tasks:
             if not task.cancelled() and (error := task.exception()) is not None:

@@ -16,8 +16,10 @@ from app.feed.cursor import Position
 from app.feed.frames import Change, Close
 from app.feed.hub import Hub
 from app.feed.listeners import ManyRuns, OneRun, Verdict
+from app.feed.logs import Log
 from app.feed.queries import Filter
 from app.feed.reconcile import changes_of
+from app.loop import end
 
 log = structlog.get_logger()
 
@@ -46,11 +48,12 @@ async def follow_runs(hub: Hub, socket: Socket, wanted: Filter, since: Position 
         await _serve(socket, listener, _send_runs(hub, socket, listener, wanted, since, interval_s))
 
 
-async def follow_run(hub: Hub, socket: Socket, run_id: UUID) -> None:
-    """Serve the feed of one run until its end, or until either side ends it."""
+async def follow_run(hub: Hub, socket: Socket, run_id: UUID, *, logs: bool = False) -> None:
+    """Serve the feed of one run, with its log if wanted, until its end or until either side ends it."""
     listener = OneRun()
+    log_of_run = Log(hub.logs, run_id, patience_s=hub.limits.log_patience_s) if logs else None
     with hub.listening(listener, run_id):
-        await _serve(socket, listener, _send_run(hub, socket, listener, run_id))
+        await _serve(socket, listener, _send_run(hub, socket, listener, run_id, log_of_run))
 
 
 async def _serve(socket: Socket, listener: Verdict, sending: Coroutine[Any, Any, Close]) -> None:
@@ -104,19 +107,36 @@ async def _send(hub: Hub, socket: Socket, text: str) -> None:
         raise _TooSlow from None
 
 
-async def _send_run(hub: Hub, socket: Socket, listener: OneRun, run_id: UUID) -> Close:
+async def _send_run(hub: Hub, socket: Socket, listener: OneRun, run_id: UUID, log_of_run: Log | None) -> Close:
     await hub.begin()
     now = await hub.read(run_id)
     if now is None:
         return Close(frames.NOT_FOUND, "no such run")
     listener.offer(now)
-    while True:
-        await listener.news.wait()
-        for change in listener.drain():
-            await _send(hub, socket, frames.run(change))
-            if change.ended:
-                await _send(hub, socket, frames.end(change))
-                return Close(frames.NORMAL)
+    ended: Change | None = None
+    news: asyncio.Task[Any] = asyncio.create_task(listener.news.wait())
+    part = asyncio.create_task(log_of_run.next()) if log_of_run is not None else None
+    try:
+        while ended is None or part is not None:
+            await asyncio.wait([task for task in (news, part) if task], return_when=asyncio.FIRST_COMPLETED)
+            if news.done():
+                for change in listener.drain():
+                    await _send(hub, socket, frames.run(change))
+                    ended = change if change.ended else ended
+                    if log_of_run is not None:
+                        log_of_run.learn(change)
+                news = asyncio.create_task(listener.news.wait())
+            if part is not None and part.done():
+                found = part.result()
+                part = None
+                if found is not None and log_of_run is not None:
+                    frame = frames.log(run_id, found.attempt, found.offset, found.next, found.text)
+                    await _send(hub, socket, frame)
+                    part = asyncio.create_task(log_of_run.next())
+        await _send(hub, socket, frames.end(ended))
+        return Close(frames.NORMAL)
+    finally:
+        await end(news, *([part] if part else []))
 
 
 async def _send_runs(
