@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check format bench lock clean rabbitmq
+.PHONY: help run example test test-all check format bench lock clean rabbitmq
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,9 @@ rabbitmq:
 
 run: .venv/installed  ## the whole plane on this machine: PostgreSQL, Valkey, API, scheduler, worker
 	@exec $(BIN)/jobplane up $(UP_ARGS)
+
+example: .venv/installed  ## two services of a community site and their jobs, beside a whole plane
+	@exec $(BIN)/python -m examples.community $(UP_ARGS)
 
 # Four processes on two cores: a good part of the suite waits for real leases and real outages.
 test: .venv/installed .venv-celery54/installed rabbitmq  ## the test suite, with every server it needs (under 8 minutes on 2 cores)
