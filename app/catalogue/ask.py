@@ -8,8 +8,9 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
@@ -38,6 +39,33 @@ _OF_STRANGERS: Final = ("active", "reserved")
 Answers: TypeAlias = dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A command of Celery's remote control that is put to these nodes, or to all."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat that a worker sent: by how much its clock is ahead of ours, less the way here, and its process."""
+
+    node: str
+    pid: int | None
+    ahead_s: float
+
+
+@dataclass(slots=True)
+class Heard:
+    """What came in, in its order. Two workers of one name both stand here."""
+
+    #: `(question, node, what it said)`.
+    answers: list[tuple[str, str, Any]] = field(default_factory=list)
+    beats: list[Beat] = field(default_factory=list)
+
+
 class Asker:
     """Keeps one connection to the broker and asks over it, in a thread of its own, one round at a time."""
 
@@ -52,23 +80,39 @@ class Asker:
 
         `strangers` are the nodes that are also asked for what they are at, `unnamed` those asked for their version.
         """
+        questions = [Question(name) for name in _OF_ALL]
+        questions += [Question(name, nodes=list(strangers)) for name in _OF_STRANGERS if strangers]
+        questions += [Question("report", nodes=list(unnamed))] if unnamed else []
+        heard = await self.put(questions)
+        if heard is None:
+            return None
+        found: Answers = defaultdict(dict)
+        for question, node, answer in heard.answers:
+            found[node][question] = answer
+        return dict(found)
+
+    async def put(self, questions: Sequence[Question], beats_s: float = 0.0) -> Heard | None:
+        """What workers answer to these; None if the broker is away or takes too long.
+
+        With `beats_s` we listen for just so long, and to the heartbeats of workers too.
+        """
         if self._asking is not None and self._asking.is_alive():
             return None  # still stuck in the last round, with a broker that is away
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Answers] = loop.create_future()
+        answered: asyncio.Future[Heard] = loop.create_future()
 
-        def tell(found: Answers | None, error: Exception | None) -> None:
+        def tell(found: Heard | None, error: Exception | None) -> None:
             if answered.done():
                 return
             if error is not None:
                 answered.set_exception(error)
             else:
-                answered.set_result(found or {})
+                answered.set_result(found or Heard())
 
         def work() -> None:
             found, failed = None, None
             try:
-                found = self._round(list(strangers), list(unnamed))
+                found = self._round(questions, beats_s)
             except Exception as error:
                 failed = error
             with suppress(RuntimeError):  # the loop has ended meanwhile
@@ -78,7 +122,7 @@ class Asker:
         self._asking = threading.Thread(target=work, name="jobplane-ask", daemon=True)
         self._asking.start()
         try:
-            return await asyncio.wait_for(answered, _ROUND_S)
+            return await asyncio.wait_for(answered, _ROUND_S + beats_s)
         except Exception as error:
             log.debug("workers_not_asked", error=f"{type(error).__name__}: {error}")
             return None
@@ -88,58 +132,68 @@ class Asker:
         if self._asking is None or not self._asking.is_alive():
             self._drop()
 
-    def _round(self, strangers: list[str], unnamed: list[str]) -> Answers:
+    def _round(self, questions: Sequence[Question], beats_s: float) -> Heard:
         fresh = self._connection is None
         try:
-            return self._questions(strangers, unnamed)
+            return self._questions(questions, beats_s)
         except Exception:
             self._drop()
             if fresh:
                 raise
         # The connection was from the last round, and may have ended with the broker's.
-        return self._questions(strangers, unnamed)
+        return self._questions(questions, beats_s)
 
-    def _questions(self, strangers: list[str], unnamed: list[str]) -> Answers:
+    def _questions(self, questions: Sequence[Question], beats_s: float) -> Heard:
         app, connection = self._connected()
         mailbox = app.control.mailbox(connection)
         channel = connection.default_channel
-        rounds: list[tuple[str, list[str] | None]] = [(question, None) for question in _OF_ALL]
-        rounds += [(question, strangers) for question in _OF_STRANGERS if strangers]
-        rounds += [("report", unnamed)] if unnamed else []
-        tickets = {question: uuid4().hex for question, _ in rounds}
-        asked = {ticket: question for question, ticket in tickets.items()}
-        found: Answers = defaultdict(dict)
+        asked = {uuid4().hex: question for question in questions}
+        heard = Heard()
 
         def hear(body: Any, message: Any) -> None:
             question = asked.get(message.headers.get("ticket"))
             if question is not None and isinstance(body, dict):
-                for node, answer in body.items():
-                    found[str(node)][question] = answer
+                heard.answers += [(question.name, str(node), answer) for node, answer in body.items()]
 
-        for question, nodes in rounds:
+        for ticket, question in asked.items():
             mailbox._publish(
-                question,
-                {},
-                destination=nodes,
-                reply_ticket=tickets[question],
+                question.name,
+                dict(question.arguments),
+                destination=None if question.nodes is None else list(question.nodes),
+                reply_ticket=ticket,
                 channel=channel,
                 timeout=_ROUND_S,
             )
         queue = mailbox.reply_queue
         # JSON alone: an answer in pickle would run code in here.
-        consumer = Consumer(
-            channel, [queue], callbacks=[hear], accept=["json"], no_ack=True, on_decode_error=_pass_over
-        )
-        ends = time.monotonic() + _LISTEN_S
+        consumers = [
+            Consumer(channel, [queue], callbacks=[hear], accept=["json"], no_ack=True, on_decode_error=_pass_over)
+        ]
+        if beats_s:
+            events = app.events.Receiver(connection, routing_key="worker.#").queue
+            consumers.append(
+                Consumer(
+                    channel,
+                    [events],
+                    callbacks=[lambda body, _: heard.beats.extend(_beats(body))],
+                    accept=["json"],
+                    no_ack=True,
+                    on_decode_error=_pass_over,
+                )
+            )
+        silence_s, listen_s = (beats_s, beats_s) if beats_s else (SILENCE_S, _LISTEN_S)
+        ends = time.monotonic() + listen_s
         try:
-            with consumer:
+            with ExitStack() as stack:
+                for consumer in consumers:
+                    stack.enter_context(consumer)
                 while (left := ends - time.monotonic()) > 0:
-                    connection.drain_events(timeout=min(SILENCE_S, left))
+                    connection.drain_events(timeout=min(silence_s, left))
         except TimeoutError:
             pass
         finally:
             channel.after_reply_message_received(queue.name)
-        return dict(found)
+        return heard
 
     def _connected(self) -> tuple[Celery, Any]:
         if self._app is None:
@@ -173,3 +227,16 @@ class Asker:
 
 def _pass_over(_message: Any, error: Exception) -> None:
     log.debug("answer_not_read", error=str(error))
+
+
+def _beats(body: Any) -> list[Beat]:
+    """The heartbeat in an event, if it is one: a stranger's words."""
+    events = body if isinstance(body, list) else [body]
+    found = []
+    for event in events:
+        if not isinstance(event, dict) or event.get("type") != "worker-heartbeat":
+            continue
+        node, told, pid = event.get("hostname"), event.get("timestamp"), event.get("pid")
+        if isinstance(node, str) and isinstance(told, int | float):
+            found.append(Beat(node, pid if type(pid) is int else None, told - time.time()))
+    return found
