@@ -107,11 +107,12 @@ def migrate(revision: Annotated[str, typer.Argument(help="Where to go to.")] = "
 def watch(
     run_id: Annotated[str, typer.Argument(help="The run to follow.")],
     url: Annotated[str, typer.Option(help="Where the API is.", envvar="JOBPLANE_URL")] = "http://127.0.0.1:8000",
+    logs: Annotated[bool, typer.Option(help="Show what the run logs and prints.")] = True,
 ) -> None:
-    """Follow a run in the terminal; exit status 0 on SUCCESS."""
+    """Follow a run and its log in the terminal; exit status 0 on SUCCESS."""
     from app.watch import watch
 
-    raise typer.Exit(asyncio.run(watch(url, run_id)))
+    raise typer.Exit(asyncio.run(watch(url, run_id, logs=logs)))
 
 
 @cli.command()

@@ -32,6 +32,8 @@ _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 5.0
 #: A run that is PENDING for so long is asked why, and then as often again while it is.
 _ASK_WHY_S: Final = 5.0
+#: A line of the log is shown in pieces of this length if it does not end.
+_MOST_REST: Final = 64 * 1024
 
 
 class _Stop(Exception):
@@ -43,16 +45,17 @@ class _Stop(Exception):
         self.line = line
 
 
-async def watch(url_base: str, run_id: str, console: Console | None = None) -> int:
-    """Show a run until it ends; returns 0 on SUCCESS, 1 on FAILURE and REVOKED, 2 if there is nothing to follow, 130
-    on Ctrl-C. `url_base` is the plane's, as `http://127.0.0.1:8000`. A connection that breaks is made again."""
+async def watch(url_base: str, run_id: str, console: Console | None = None, *, logs: bool = True) -> int:
+    """Show a run, and what it logs, until it ends; returns 0 on SUCCESS, 1 on FAILURE and REVOKED, 2 if there is
+    nothing to follow, 130 on Ctrl-C. `url_base` is the plane's, as `http://127.0.0.1:8000`. A connection that breaks
+    is made again."""
     console = console or Console(highlight=False, soft_wrap=True)
     try:
         url = _feed_url(url_base, run_id)
         with _Screen(console) as screen:
             asking = asyncio.create_task(_ask_why(url, screen))
             try:
-                await _follow(url, screen)
+                await _follow(f"{url}?logs=1" if logs else url, screen)
             finally:
                 asking.cancel()
     except _Stop as stop:
@@ -127,13 +130,16 @@ async def _read(socket: ClientConnection, screen: "_Screen") -> NoReturn:
         frame = orjson.loads(await socket.recv())
         if frame["type"] == "run":
             screen.show(frame["run"])
+        elif frame["type"] == "log":
+            screen.log(frame)
         elif frame["type"] == "end":
+            screen.finish()
             raise _Stop(SUCCEEDED if frame["state"] == "SUCCESS" else FAILED)
 
 
 @dataclass(slots=True)
 class _Screen:
-    """A progress bar on a terminal, a line per change elsewhere."""
+    """A progress bar on a terminal with the log above it, a line per change elsewhere."""
 
     console: Console
     bar: Progress = field(init=False)
@@ -143,6 +149,12 @@ class _Screen:
     state: str = field(init=False, default="")
     #: The code of the reason that was told last; a sentence of the same one only has other figures.
     last_code: str = field(init=False, default="")
+    #: The run as it ended.
+    ended: dict[str, Any] | None = field(init=False, default=None)
+    #: Whose log was shown last, up to which offset, and its last line if that has no end yet.
+    attempt: int = field(init=False, default=1)
+    offset: int = field(init=False, default=0)
+    rest: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.bar = Progress(
@@ -197,7 +209,36 @@ class _Screen:
         )
         if ended:
             self.bar.refresh()
-            self._tell_end(run, elapsed_s)
+            self.ended = run
+
+    def log(self, part: dict[str, Any]) -> None:
+        """A part of the log; after a connection that broke it begins with what was shown before."""
+        if part["attempt"] > self.attempt:
+            self._end_line()
+            self.attempt, self.offset = part["attempt"], 0
+            self._say(f"--- attempt {self.attempt} ---")
+        if part["attempt"] < self.attempt or part["next"] <= self.offset:
+            return
+        known, text = max(self.offset - part["offset"], 0), part["text"]
+        if known and len(text.encode()) == part["next"] - part["offset"]:  # without marks of cuts
+            text = text.encode()[known:].decode(errors="replace")
+        self.offset = part["next"]
+        *lines, self.rest = f"{self.rest}{text}".split("\n")
+        if len(self.rest) > _MOST_REST:
+            lines, self.rest = [*lines, self.rest], ""
+        if lines:
+            self._say("\n".join(_clean(line.expandtabs()).rstrip() for line in lines))
+
+    def finish(self) -> None:
+        """The run has ended, and so has its log."""
+        self._end_line()
+        if self.ended is not None:
+            self._tell_end(self.ended, _elapsed_s(self.ended))
+
+    def _end_line(self) -> None:
+        if self.rest:
+            self._say(_clean(self.rest))
+            self.rest = ""
 
     def waits(self, code: str, detail: str) -> None:
         """Why a run is still PENDING, once for each reason."""

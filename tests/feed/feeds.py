@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import orjson
 from fastapi import FastAPI
@@ -26,6 +27,7 @@ from app.progress.moves import end
 from app.progress.standing import Move, Standing
 from app.progress.transition import NewRun, apply, create
 from app.settings import Settings
+from workers.protocol import LOGS_KEY, log_key
 
 RETRY = {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_factor": 2, "max_backoff_s": 600}
 
@@ -140,6 +142,25 @@ class Runs:
     async def progress(self, run_id: Any, current: int, total: int = 10, *, tell: bool = True, pad: str = "") -> None:
         meta = {"current": current, "total": total, **({"pad": pad} if pad else {})}
         await self.move(run_id, to="PROGRESS", tell=tell, progress=progress_of(meta))
+
+
+class Writer:
+    """Writes the log of one attempt into its stream, as a worker does."""
+
+    def __init__(self, redis: Redis, run_id: UUID, attempt: int = 1) -> None:
+        self.redis, self.run_id, self.attempt = redis, run_id, attempt
+        self.offset = 0
+
+    async def say(self, text: str, *, last: bool = False) -> None:
+        body = text.encode()
+        fields: dict[Any, Any] = {"o": self.offset, "t": body, **({"e": "1"} if last else {})}
+        await self.redis.xadd(log_key(self.run_id, self.attempt), fields)
+        await self.redis.zadd(LOGS_KEY, {f"{self.run_id}:{self.attempt}": 1.0})
+        self.offset += len(body)
+
+    def skip(self, count: int) -> None:
+        """What the worker wrote and did not keep."""
+        self.offset += count
 
 
 async def make_in(connection: Connection, count: int = 1, **fields: Any) -> list[Record]:

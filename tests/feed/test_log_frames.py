@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
@@ -13,33 +12,13 @@ from app.database import Database
 from app.feed.hub import Limits
 from app.feed.logs import PART
 from app.settings import Settings
-from tests.feed.feeds import Api, Client, Runs, api, client
+from tests.feed.feeds import Api, Client, Runs, Writer, api, client
 from tests.processes import eventually
-from workers.protocol import LOGS_KEY, log_key
 
 
 @pytest.fixture
 def limits() -> Limits:
     return Limits(log_patience_s=2.0)
-
-
-class Writer:
-    """Writes the log of one attempt into its stream, as a worker does."""
-
-    def __init__(self, redis: Redis, run_id: UUID, attempt: int = 1) -> None:
-        self.redis, self.run_id, self.attempt = redis, run_id, attempt
-        self.offset = 0
-
-    async def say(self, text: str, *, last: bool = False) -> None:
-        body = text.encode()
-        fields: dict[Any, Any] = {"o": self.offset, "t": body, **({"e": "1"} if last else {})}
-        await self.redis.xadd(log_key(self.run_id, self.attempt), fields)
-        await self.redis.zadd(LOGS_KEY, {f"{self.run_id}:{self.attempt}": 1.0})
-        self.offset += len(body)
-
-    def skip(self, count: int) -> None:
-        """What the worker wrote and did not keep."""
-        self.offset += count
 
 
 def parts(watcher: Client) -> list[dict[str, Any]]:

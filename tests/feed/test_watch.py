@@ -14,7 +14,7 @@ from app.database import Database, new_id
 from app.embedded import free_port
 from app.settings import Settings
 from app.watch import watch
-from tests.feed.feeds import Api, Runs, api
+from tests.feed.feeds import Api, Runs, Writer, api
 from tests.processes import Process, eventually
 
 
@@ -136,3 +136,43 @@ async def test_ctrl_c_is_status_130(feed: Api, runs: Runs, start_process: Callab
     process.send_signal(signal.SIGINT)
     assert await asyncio.to_thread(process.wait) == 130
     assert "Traceback" not in process.output()
+
+
+async def test_the_log_is_shown_once_also_through_a_restart_of_the_api(
+    database: Database, redis: Redis, settings: Settings, runs: Runs
+) -> None:
+    [run_id] = await runs.make()
+    writer = Writer(redis, run_id)
+    console = paper()
+    async with api(database, redis, settings) as first:
+        task = asyncio.create_task(watch(first.http, str(run_id), console))
+        await runs.move(run_id, to="STARTED")
+        await writer.say("first\tline \x1b[31mred\n")
+
+        async def shown() -> bool:
+            return "first" in text(console)
+
+        await eventually(shown, what="the first line")
+    async with api(database, redis, settings, port=first.port) as second:
+        await watching(second)
+        await writer.say("[bold]two\nthree\n", last=True)
+        ended = {"attempt": 1, "dispatch": 1, "state": "FAILURE", "end_time": "2026-01-01T00:00:00Z"}
+        await runs.move(run_id, to="PENDING", attempt=2, attempts=[ended])
+        await Writer(redis, run_id, 2).say("again\nwithout an end", last=True)
+        await runs.move(run_id, to="SUCCESS", attempt=2, result=[1])
+        assert await task == 0
+    said = text(console).splitlines()
+    lines = ["first   line  [31mred", "[bold]two", "three", "--- attempt 2 ---", "again", "without an end"]
+    assert [line for line in said if line in lines] == lines
+    assert said[-1].endswith("s: [1]") or said[-1] == "SUCCESS: [1]"
+
+
+async def test_without_the_log(feed: Api, runs: Runs, redis: Redis) -> None:
+    [run_id] = await runs.make()
+    await Writer(redis, run_id).say("a line\n", last=True)
+    await runs.move(run_id, to="SUCCESS")
+    with_log, without = paper(), paper()
+    assert await watch(feed.http, str(run_id), without, logs=False) == 0
+    assert await watch(feed.http, str(run_id), with_log) == 0
+    assert "a line" not in text(without)
+    assert "a line" in text(with_log)
