@@ -69,7 +69,7 @@ class _Partial:
         self.cut = 0
 
     def add(self, text: str) -> None:
-        if "\r" in text:
+        if "\r" in text or (self.pieces and self.pieces[-1].endswith("\r")):
             # As on a terminal: what is written after it covers what stood before.
             text = "".join([*self.pieces, text])
             shown = text.rstrip("\r")

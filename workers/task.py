@@ -21,6 +21,7 @@ from celery.signals import task_postrun
 from workers.keeper import Keeper, keeper
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.log import log
+from workers.logs import keep
 from workers.protocol import FENCE_S, HEADER, LEASE_REPORT, LEASE_S, lease_key
 from workers.results import LIMIT_MIB, checked
 
@@ -50,7 +51,7 @@ class Task(CeleryTask):
         request.jobplane_entered = True
         if request.is_eager or not isinstance(self.backend, RedisBackend):
             return self.run(*args, **kwargs)
-        result = self._begin(request).execute(partial(self.run, *args, **kwargs))
+        result = self._begin(request).execute(partial(keep, self, request, partial(self.run, *args, **kwargs)))
         return result if get_actual_ignore_result(self, request) else checked(result, self._result_limit)
 
     @property

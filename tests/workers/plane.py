@@ -20,6 +20,7 @@ class Plane:
 
     def __init__(self, broker_url: str, redis_url: str) -> None:
         self.celery = Celery("plane", broker=broker_url, set_as_current=False)
+        self.url = redis_url
         self.redis: Redis = Redis.from_url(redis_url, decode_responses=True)
         self.heard: list[dict[str, Any]] = []
         self._pubsub = self.redis.pubsub(ignore_subscribe_messages=True)
