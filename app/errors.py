@@ -7,6 +7,7 @@
     │   ├── NameTaken
     │   ├── QueueInUse
     │   └── RunEnded
+    ├── ResultGone         410  the result of a run is kept nowhere
     ├── PreconditionFailed 412  If-Match names another version
     ├── BadRequest         400  cannot be understood
     │   └── CursorMismatch
@@ -91,6 +92,14 @@ class RunEnded(Conflict):
 
     type = "run-ended"
     title = "The run has ended"
+
+
+class ResultGone(JobplaneError):
+    """The run has succeeded, and its result is kept nowhere: lost, too large, or taken out of the log store."""
+
+    status = 410
+    type = "result-gone"
+    title = "The result is gone"
 
 
 class PreconditionFailed(JobplaneError):

@@ -40,6 +40,7 @@ _EXAMPLES: Final[dict[int, tuple[str, str, str]]] = {
     400: ("bad-request", "Bad request", "?cursor is not a cursor of this API; take `next_cursor` of a page as it is"),
     404: ("not-found", "Not found", "there is no job 019a8b7e-6c5d-7000-8000-000000000000"),
     409: ("name-taken", "Name taken", "the namespace 'default' has a job 'calc_post_score' already"),
+    410: ("result-gone", "The result is gone", "the result had 31457280 bytes, more than 16777216 bytes"),
     412: ("precondition-failed", "Precondition failed", "the version is 4, not 3"),
     413: ("body-too-large", "Body too large", "the body is longer than 4194304 bytes"),
     415: ("unsupported-media-type", "Unsupported media type", "send the body as application/json, not as text/plain"),

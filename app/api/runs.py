@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
@@ -22,12 +22,15 @@ from app.api.schemas.fields import NothingIn
 from app.api.schemas.runs import CancelIn, EventPage, RunIn, RunOut, RunPageWithCursor
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record, new_id
-from app.errors import BadRequest, Conflict, NotFound
+from app.errors import BadRequest, Conflict, NotFound, ResultGone
 from app.feed.queries import where_we_are
+from app.logs.place import result_of
+from app.progress import marks
 from app.progress.transition import NewRun, create
 from app.progress.view import run_view
 from app.schedule.definitions import check_queue
 from app.schedule.sizes import check_arguments
+from app.states import SUCCESS
 
 #: What a retry takes from the run before it.
 _SAME_WORK: Final = (
@@ -44,6 +47,11 @@ _SAME_WORK: Final = (
     "job_version",
     "job_name",
 )
+
+_RESULT: Final[dict[str, Any]] = {
+    "description": "The result as the task returned it",
+    "content": {"application/json": {"schema": {}, "example": {"files": 120, "bytes": 7340032}}},
+}
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=JsonRoute)
 
@@ -110,6 +118,28 @@ async def get_run(
         raise _no_run(run_id)
     headers = {"ETag": tag(row["version"])}
     return if_none_match.not_modified(row["version"]) or json_response(run_view(row), headers=headers)
+
+
+@router.get("/{run_id}/result", response_class=Response, responses={200: _RESULT, **problems(404, 410)})
+async def get_run_result(plane: PlaneOf, run_id: UUID) -> Response:
+    """The whole result of a run that has succeeded, as JSON, wherever it is kept."""
+    async with plane.database.reading() as connection:
+        row = await queries.run_by_id(connection, run_id)
+    if row is None:
+        raise _no_run(run_id)
+    if row["state"] != SUCCESS:
+        has_none = "has no result" if row["end_time"] else "has no result yet"
+        raise NotFound(f"the run {run_id} {has_none}: it is {row['state']}")
+    result = row["result"]
+    path = marks.path_of(result)
+    if path is None:
+        if (absence := marks.absence_of(result)) is not None:
+            raise ResultGone(absence)
+        return json_response(marks.as_given(result))
+    body = await plane.store.get(result_of(run_id))
+    if body is None:
+        raise ResultGone(f"the result is not in the log store any more; it was kept as {path}")
+    return Response(body, media_type="application/json")
 
 
 class EventQuery(pages.PageQuery):
