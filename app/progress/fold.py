@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from app.progress import late, moves
+from app.progress import late, moves, pace
 from app.progress.moves import REVOKED_OUTSIDE, after_error, after_loss, end
 from app.progress.standing import Move, Standing
 from app.states import FAILURE, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
@@ -33,7 +33,7 @@ class Report:
 
 
 def progress_of(meta: Any) -> dict[str, Any]:
-    """`{current, total, percent, message, meta}` of a PROGRESS meta, read where it can be read."""
+    """`{current, total, percent, message, meta}` of a PROGRESS meta, read where it can be read; `pace` adds to it."""
     given = meta if isinstance(meta, dict) else {}
     current, total, message = _number(given.get("current")), _number(given.get("total")), given.get("message")
     percent = None
@@ -190,8 +190,9 @@ def fold(report: Report, now: datetime) -> Move:
         retries = max(standing.retries, report.retries or 0)
         started = replace(heard, state=report.state, start_time=heard.start_time or now, retries=retries)
         if report.state == STARTED:
-            return replace(started, leased=_lease_of(report.meta))
-        news = replace(started, progress=progress_of(report.meta))
+            return replace(started, leased=_lease_of(report.meta), progress=pace.halted(started.progress))
+        said = pace.paced(progress_of(report.meta), standing.progress, now, started.attempt, retries)
+        news = replace(started, progress=said)
         return None if news == standing else news
 
     return move

@@ -6,6 +6,8 @@ from uuid import UUID
 
 import orjson
 
+from app.progress import pace
+
 #: The members of a run, in the order in which they are shown; each is a column of `runs`.
 RUN_MEMBERS: Final = (
     "id",
@@ -47,7 +49,7 @@ RUN_COLUMNS: Final = ", ".join(f"runs.{name}" for name in RUN_MEMBERS)
 
 def run_view(row: Mapping[str, Any]) -> dict[str, Any]:
     """The members of a run out of its row; ids and instants stay Python objects, `encode` writes them."""
-    return {name: row[name] for name in RUN_MEMBERS}
+    return {name: row[name] for name in RUN_MEMBERS} | {"progress": pace.shown(row["progress"], row["state"])}
 
 
 def encode(value: Any) -> bytes:

@@ -35,8 +35,11 @@ def test_a_run_from_start_to_success() -> None:
         "current": 3,
         "total": 10,
         "percent": 30.0,
+        "rate": None,
+        "left_s": None,
         "message": None,
         "meta": {"current": 3, "total": 10},
+        "pace": [1, 0, NOW.timestamp(), NOW.timestamp(), 3],
     }
     ended = after(moving, report("SUCCESS", 42))
     assert (ended.state, ended.result, ended.end_time, ended.error) == ("SUCCESS", 42, NOW, None)

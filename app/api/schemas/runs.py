@@ -43,7 +43,15 @@ EXAMPLE_RUN: dict[str, Any] = {
     "attempts": [],
     "late": [],
     "cancel": None,
-    "progress": {"current": 3, "total": 10, "percent": 30.0, "message": None, "meta": {"current": 3, "total": 10}},
+    "progress": {
+        "current": 3,
+        "total": 10,
+        "percent": 30.0,
+        "rate": 1.25,
+        "left_s": 5.6,
+        "message": None,
+        "meta": {"current": 3, "total": 10},
+    },
     "result": None,
     "error": None,
     "worker": "celery@host",
@@ -126,6 +134,8 @@ class ProgressOut(Out):
     current: float | None
     total: float | None
     percent: float | None
+    rate: float | None = Field(description="how much of `total` is done in a second; null where that is not known yet")
+    left_s: float | None = Field(description="seconds until `current` is `total` at that rate, null where unknown")
     message: str | None
     meta: Any = Field(description="as the task gave it")
 
