@@ -40,6 +40,7 @@ class Rig:
     folder: Path
     start: Callable[..., Process]
     started: list[str] = field(default_factory=list)
+    waited: list[Process] = field(default_factory=list)
 
     def doctor(self, **settings: str) -> tuple[int, list[dict[str, Any]]]:
         """Its exit status and what it found."""
@@ -76,8 +77,13 @@ class Rig:
             cwd=folder,
             env={"C_FORCE_ROOT": "1"},
         )
-        process.wait_for_line(" ready.", 40)
+        self.waited.append(process)
         return process
+
+    def ready(self) -> None:
+        """All stock workers that were started are at work."""
+        for process in self.waited:
+            process.wait_for_line(" ready.", 40)
 
     def execute(self, *statements: str) -> None:
         execute(self.plane.database_url, *statements)

@@ -95,6 +95,7 @@ def plant(rig: Rig, valkey: Valkey) -> None:
             task_reject_on_worker_lost=True,
             result_serializer="pickle",
         )
+    rig.ready()
 
 
 @pytest.mark.long
@@ -115,6 +116,7 @@ def test_faults_are_found_on_rabbitmq_and_nothing_on_a_sound_plane(amqp_rig: Rig
     rig.queue("long", consumer_timeout_s=3600)
     rig.job("svc.long", "long", time_limit_s=3600)
     rig.job("svc.longer", "default", time_limit_s=7200)
+    rig.ready()
     status, found = rig.doctor()
     assert status == 1
     codes = {(one["code"], one["subject"]): one["level"] for one in found}

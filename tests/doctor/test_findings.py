@@ -1,7 +1,9 @@
 """What the doctor says of given facts."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,6 +235,12 @@ def test_what_is_said(name: str) -> None:
 
 def test_every_code_has_a_case() -> None:
     assert {code for _, wanted in TABLE.values() for code, _ in wanted} == set(CODES)
+
+
+def test_every_code_stands_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = text.partition("\n## Doctor\n")[2].partition("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \| (?:error|warning|note)", section, re.MULTILINE)) == CODES
 
 
 def test_the_status_and_the_order() -> None:
