@@ -115,6 +115,32 @@ def test_each_entry_has_a_job_that_says_the_same(app: Celery, api: Api, jobs: di
         else:
             assert {later - earlier for earlier, later in pairwise(fired)} == {entry["schedule"]}
             assert {time.minute % 10 for time in fired} == {0}
+    _enabling_means_from_now_or_from_a_start_time(api, f"/jobs/{jobs['counts']['id']}")
+
+
+def _enabling_means_from_now_or_from_a_start_time(api: Api, job: str) -> None:
+    now = datetime.now(UTC)
+    on = api.call("PATCH", job, {"enabled": True})
+    assert now < datetime.fromisoformat(on["next_run_time"]) <= now + timedelta(minutes=11)
+    start = (now + timedelta(days=3)).replace(microsecond=0)
+    later = api.call("PATCH", job, {"trigger": {"start_time": start.isoformat()}})
+    assert datetime.fromisoformat(later["next_run_time"]) == start
+    off = api.call("PATCH", job, {"enabled": False})
+    assert off["next_run_time"] is None
+
+
+def test_the_schedule_that_beat_has_holds_what_was_added() -> None:
+    app = celery_app()
+
+    @app.on_after_finalize.connect
+    def add(sender: Celery, **_: object) -> None:
+        sender.add_periodic_task(20.0, task.s(), name="added")
+
+    @app.task
+    def task() -> None: ...
+
+    app.finalize()
+    assert list(app.conf.beat_schedule) == ["added"]
 
 
 def _rows() -> list[tuple[str, ...]]:
