@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from app.database import Connection, Record
+from app.database import Connection, Record, to_json
 from app.logs.sealed import Segment
 
 
@@ -56,11 +56,11 @@ async def keep_sealed(connection: Connection, now: datetime, sealed: Sequence[Se
     rows = await connection.fetch(
         """
         WITH news AS (
-            SELECT * FROM unnest($2::uuid[], $3::int4[], $4::jsonb[], $5::int8[], $6::text[], $7::text[], $8::bool[])
+            SELECT * FROM unnest($2::uuid[], $3::int4[], $4::text[], $5::int8[], $6::text[], $7::text[], $8::bool[])
                 AS news (run_id, attempt, segments, size, sealed_id, before, ended)
         )
         INSERT INTO run_logs AS log (run_id, attempt, segments, size, sealed_id, ended, update_time)
-        SELECT news.run_id, news.attempt, news.segments, news.size, news.sealed_id, news.ended, $1
+        SELECT news.run_id, news.attempt, news.segments::jsonb, news.size, news.sealed_id, news.ended, $1
         FROM news JOIN runs ON runs.id = news.run_id
         ORDER BY news.run_id, news.attempt FOR KEY SHARE OF runs
         ON CONFLICT (run_id, attempt) DO UPDATE SET segments = excluded.segments, size = excluded.size,
@@ -74,7 +74,7 @@ async def keep_sealed(connection: Connection, now: datetime, sealed: Sequence[Se
         now,
         [one.run_id for one in sealed],
         [one.attempt for one in sealed],
-        [one.segments for one in sealed],
+        [to_json(one.segments) for one in sealed],  # a list in an array would be taken for another dimension
         [one.size for one in sealed],
         [one.sealed_id for one in sealed],
         [one.before for one in sealed],

@@ -16,7 +16,7 @@ from app.database import Database, Record, clock
 from app.logs import place, queries, stream
 from app.logs.entries import Entry, id_order, in_order
 from app.logs.queries import Sealed
-from app.logs.rhythm import Unsealed, is_complete, is_due
+from app.logs.rhythm import Unsealed, is_complete, is_due, look_s
 from app.logs.sealed import end_of, seal
 from app.logs.store import CALL_S, Store, StoreAway
 from app.progress.turn import Turn
@@ -129,7 +129,7 @@ class Sealer:
                 continue
             memory = self._known.setdefault(member, _Memory(score))
             if memory.score != score:
-                memory.score, memory.look_at = score, min(memory.look_at, memory.looked_at + PAUSE_S)
+                memory.score, memory.look_at = score, min(memory.look_at, memory.looked_at + look_s(len(members)))
             if memory.look_at <= now:
                 wanted.append((memory.look_at, member))
         if odd:
@@ -153,7 +153,7 @@ class Sealer:
             memory, last = self._known[asked[one]], newest[one]
             complete = is_complete(row["over_s"], last is not None and last.last)
             memory.looked_at = now
-            memory.look_at = now + (PAUSE_S if last is not None and last.last else _LOOK_AGAIN_S)
+            memory.look_at = now + (look_s(len(self._known)) if last is not None and last.last else _LOOK_AGAIN_S)
             if last is None or row["sealed_id"] == last.id.decode():
                 if complete and (row["ended"] or row["sealed_id"] is None):
                     done.add(one)
@@ -165,13 +165,14 @@ class Sealer:
                 end=last.piece.end if last.piece else 0,
                 size=row["size"] or 0,
                 ago_s=None if memory.written_at is None else now - memory.written_at,
+                live=len(self._known),
                 complete=complete,
             )
             if is_due(unsealed):
                 memory.look_at = 0.0  # until it is written
                 work.append((memory.written_at or 0.0, _Work(one, row, last, complete)))
             else:
-                memory.look_at = now + PAUSE_S
+                memory.look_at = now + look_s(len(self._known))
         return [one for _, one in sorted(work, key=lambda pair: pair[0])], done
 
     async def _seal(
@@ -222,7 +223,7 @@ class Sealer:
         for one in sealed:
             memory = self._known[asked[one.run_id, one.attempt]]
             if (one.run_id, one.attempt) in kept:
-                memory.written_at, memory.look_at = now, now + PAUSE_S
+                memory.written_at, memory.look_at = now, now + look_s(len(self._known))
                 memory.sealed.append((now, one.sealed_id))
         return {(one.run_id, one.attempt) for one in sealed if one.ended} & kept
 

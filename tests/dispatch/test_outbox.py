@@ -9,6 +9,8 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import clock
 from app.dispatch.outbox import Outbox
+from app.logs.place import log_of
+from app.logs.store import Store
 from app.progress import transition
 from app.progress.announce import channel_of
 from app.progress.fold import Report, fold
@@ -32,6 +34,7 @@ async def test_due_runs_go_out_in_order_and_are_marked(rig: Rig) -> None:
         assert (row["state"], row["reason"], row["dispatches"], row["version"]) == ("PENDING", None, 1, 2)
         assert row["dispatch_time"] is not None
         assert (row["claim_time"], row["claimed_by"]) == (None, None)
+        assert row["log_path"] == Store(rig.settings.log_store).url(log_of(row["id"], 1))
     assert await taken(rig.url, "q") == [f"{run}.1" for run in ids]
 
 
