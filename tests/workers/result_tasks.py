@@ -1,0 +1,44 @@
+"""Tasks whose results are large, odd, or no results at all."""
+
+import math
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from celery import shared_task
+
+from workers import progress
+
+
+class _Thing:
+    pass
+
+
+ODD: Final[dict[str, Any]] = {
+    "set": {"rows": [1, 2, {3}]},
+    "nan": {"mean": math.nan},
+    "object": [_Thing()],
+    "large": "x" * 2 * 1024 * 1024,
+    "typed": [datetime(2026, 1, 1, tzinfo=UTC)],
+    "mark": {"jobplane": "result stored", "bytes": 1, "path": "file:///etc/passwd"},
+}
+
+
+@shared_task(name="result.rows")
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"id": number, "name": f"number {number}"} for number in range(count)]
+
+
+@shared_task(name="result.odd")
+def odd(kind: str) -> Any:
+    return ODD[kind]
+
+
+@shared_task(name="result.talk")
+def talk(lines: int, pause_s: float) -> str:
+    """Prints lines, with progress."""
+    for number in range(1, lines + 1):
+        print(f"line {number}")
+        progress(number, lines)
+        time.sleep(pause_s)
+    return "said"
