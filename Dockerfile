@@ -25,7 +25,9 @@ FROM python:${PYTHON} AS runtime
 LABEL org.opencontainers.image.title="jobplane" \
       org.opencontainers.image.description="A control plane for scheduled and ad-hoc Celery jobs"
 COPY --from=environment /opt/jobplane /opt/jobplane
-# Nothing is written outside of /tmp, so the root file system may be read-only.
+# The default log store. A new volume that is mounted here takes over its owner, so that every role may write.
+RUN ["install", "--directory", "--owner=10001", "--group=10001", "--mode=0700", "/var/lib/jobplane"]
+# Nothing else is written outside of /tmp, so the root file system may be read-only.
 ENV PATH="/opt/jobplane/bin:${PATH}" \
     HOME="/tmp" \
     PYTHONUNBUFFERED="1" \

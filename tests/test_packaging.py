@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -118,6 +119,9 @@ def test_the_containers_are_told_what_exists() -> None:
         assert service["environment"].keys() <= (worker if name == "worker" else plane)
         assert service["read_only"] is True
     assert services["scheduler"]["deploy"]["replicas"] == 2
+    store = urlsplit(Settings.model_fields["log_store"].default).path
+    assert services["api"]["volumes"] == services["scheduler"]["volumes"] == [f"store:{store}"]
+    assert [store] == [json.loads(rest)[-1] for rest in stages()["runtime"].of("RUN")]
     assert not plane & services["worker"]["environment"].keys(), "a worker knows nothing of the database"
     assert all(port.startswith("127.0.0.1:") for port in services["api"]["ports"]), "there are no API keys yet"
     for service in services.values():
