@@ -210,7 +210,9 @@ class RunOut(Out):
     late: list[LateOut] = Field(description="ends that came too late to count; the newest few")
     cancel: CancelOut | None = Field(description="a cancel that was asked for, also while it is still pursued")
     progress: ProgressOut | None
-    result: Any
+    result: Any = Field(
+        description="of a SUCCESS, as the task gave it; if it is kept elsewhere, `GET .../result` has it"
+    )
     error: ErrorOut | None
     worker: str | None
     log_path: str | None
