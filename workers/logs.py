@@ -7,6 +7,7 @@ library are wrapped once a process captures: `Logger.callHandlers`, `Thread.star
 them stand a `sys.stdout` and `sys.stderr` that pass on what they get. All lines also go where they always went.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -257,10 +258,9 @@ class _Stream:
             if speaking is not None:
                 _thread.busy = True
                 try:
-                    if isinstance(text, bytes | bytearray):
-                        speaking.printed(id(self), text.decode("utf-8", "backslashreplace"))
-                    else:
-                        speaking.printed(id(self), str(text))
+                    with contextlib.suppress(Exception):  # what it cannot take is the stream's to complain about
+                        raw = isinstance(text, bytes | bytearray)
+                        speaking.printed(id(self), text.decode("utf-8", "backslashreplace") if raw else str(text))
                     # Celery's own redirection makes a record of it, and handlers write that here again.
                     return self._pass_on(text)
                 finally:
