@@ -38,9 +38,12 @@ def create_app(config: Mapping[str, Any] | None = None, *, with_celery: bool = T
             "broker_url": "redis://localhost",
             "result_backend": "redis://localhost",
             "task_default_queue": "forum",
-            # The two lines that a plane asks of a stock service: it says when it starts, and for what.
+            # What a plane asks of a stock service: it says when it starts, and for what.
             "task_track_started": True,
             "result_extended": True,
+            # A score may be computed twice, so that a killed worker loses none; and a result waits for Redis.
+            "task_acks_late": True,
+            "result_backend_always_retry": True,
             "broker_connection_retry_on_startup": True,
             "worker_concurrency": 2,
         },
@@ -50,9 +53,8 @@ def create_app(config: Mapping[str, Any] | None = None, *, with_celery: bool = T
     if with_celery:
         celery_init_app(app)
 
-    from forum import database, tasks, views
+    from forum import database, tasks, views  # noqa: F401 - `tasks` is imported so that Celery knows them
 
     database.init_app(app)
     app.register_blueprint(views.posts)
-    app.logger.debug("tasks of %s", tasks.__name__)
     return app

@@ -12,8 +12,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MEDIA_", frozen=True)
 
-    folder: Path = Field(Path("instance/media"), description="files that came in, files that were taken over, database")
-    pace_s: float = Field(0.2, ge=0, description="so long takes a file at least: one should have time to watch")
+    folder: Path = Field(
+        default=Path("instance/media"), description="files that came in, files that were taken over, database"
+    )
+    pace_s: float = Field(default=0.2, ge=0, description="so long takes a file at least: one should have time to watch")
 
     @property
     def incoming(self) -> Path:
