@@ -1,11 +1,13 @@
 """`/runs`: list, ad-hoc run, one run and its news, its events, retry and cancel."""
 
 import re
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
 
 from app.api import pages, queries
 from app.api.bodies import JsonRoute
@@ -25,6 +27,7 @@ from app.database import Connection, Record, new_id
 from app.errors import BadRequest, Conflict, NotFound, ResultGone
 from app.feed.queries import where_we_are
 from app.logs.place import result_of
+from app.logs.store import Store
 from app.progress import marks
 from app.progress.transition import NewRun, create
 from app.progress.view import run_view
@@ -47,6 +50,10 @@ _SAME_WORK: Final = (
     "job_version",
     "job_name",
 )
+
+#: How much of a large result is read at once, and how much of it is sent at once.
+_READ: Final = 4 * 1024 * 1024
+_SLICE: Final = 128 * 1024
 
 _RESULT: Final[dict[str, Any]] = {
     "description": "The result as the task returned it",
@@ -136,10 +143,21 @@ async def get_run_result(plane: PlaneOf, run_id: UUID) -> Response:
         if (absence := marks.absence_of(result)) is not None:
             raise ResultGone(absence)
         return json_response(marks.as_given(result))
-    body = await plane.store.get(result_of(run_id))
-    if body is None:
+    begin = await plane.store.get(result_of(run_id), 0, _READ)
+    if begin is None:
         raise ResultGone(f"the result is not in the log store any more; it was kept as {path}")
-    return Response(body, media_type="application/json")
+    return StreamingResponse(_whole(plane.store, result_of(run_id), begin), media_type="application/json")
+
+
+async def _whole(store: Store, path: str, begin: bytes) -> AsyncIterator[bytes]:
+    """An object in slices that can be compressed without holding up others."""
+    part: bytes | None = begin
+    place = 0
+    while part:
+        for start in range(0, len(part), _SLICE):
+            yield part[start : start + _SLICE]
+        place += len(part)
+        part = await store.get(path, place, place + _READ) if len(part) == _READ else None
 
 
 class EventQuery(pages.PageQuery):

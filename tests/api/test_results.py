@@ -51,6 +51,9 @@ async def test_a_result_in_the_store_and_when_it_is_not_there_any_more(
     answer = await client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.content == b'[1, "two"]'
+    large = b"[" + b"7," * 5_000_000 + b"7]"
+    kept.write_bytes(large)
+    assert (await client.get(path)).content == large
     kept.unlink()
     answer = await client.get(path)
     assert (answer.status_code, answer.json()["type"]) == (410, "/problems/result-gone")
