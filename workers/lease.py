@@ -9,20 +9,23 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import EncodeError
 
 from workers import interrupts
 from workers.keeper import AWAY, HANDED_BACK, PAUSE_S, Keeper
 from workers.log import log
 from workers.protocol import CANCELLED, DONE, HELD
+from workers.tracking import NEWS_S
 
 T = TypeVar("T")
 
-#: At most this often does the newest progress of one attempt go out.
-NEWS_S: Final = 0.1
+#: Most states of its own that a coroutine may have waiting for Redis; then the oldest is left out.
+_STATES_KEPT: Final = 100
 
 
 class LeaseLost(BaseException):
@@ -58,6 +61,10 @@ class Attempt:
         self._gate = threading.Lock()
         self._voice = threading.Lock()
         self._news: Callable[[], str] | None = None
+        #: Stops a body that runs on an event loop, for which this attempt's thread waits.
+        self._stop_elsewhere: Callable[[], None] | None = None
+        #: What such a body said besides news, for nothing on that loop may wait for Redis.
+        self._states: deque[str] = deque(maxlen=_STATES_KEPT)
         self._next_time = 0.0
         #: Set while Redis is away: then only the heartbeat thread tries to say news, and not before this time.
         self._retry_time: float | None = None
@@ -78,15 +85,22 @@ class Attempt:
             self.lost = value
             log.warning("lease_lost", lease=self.key, found=value)
 
-    def tell(self, encode: Callable[[], str], *, at_once: bool) -> None:
+    def tell(self, encode: Callable[[], str], *, at_once: bool = False) -> None:
         """Say the newest progress: now, or by the heartbeat thread as soon as the throttle or Redis allows.
 
-        Older news that is still waiting is replaced. Waits for one command's time-out in each outage, and no longer.
+        Older news that is still waiting is replaced. Waits for one command's time-out in each outage, and no longer;
+        on an event loop not at all.
         """
-        self.check()
+        if self.lost is not None:
+            raise self._loss()
         now = time.monotonic()
-        if self._retry_time is not None or (now < self._next_time and not at_once):
-            waiting, self._news = self._news, encode
+        due = now >= self._next_time or at_once
+        if not due or self._retry_time is not None or self._stop_elsewhere is not None:
+            if due and self._stop_elsewhere is not None:
+                said = encode()  # what cannot be encoded is the body's to hear
+                waiting, self._news = self._news, lambda: said
+            else:
+                waiting, self._news = self._news, encode
             if waiting is None:
                 self.keeper.wake()
             return
@@ -95,9 +109,22 @@ class Attempt:
         self.check()
 
     def insist(self, encode: Callable[[], str]) -> None:
-        """Say a state of the task's own, in order with its progress; waits while Redis is away."""
-        delay_s = 0.1
+        """Say a state of the task's own, in order with its progress; waits while Redis is away.
+
+        On an event loop it waits for nothing: then the heartbeat thread says it.
+        """
         report = encode()
+        if self._stop_elsewhere is None:
+            self._insist(report)
+            return
+        self.check()
+        with self._gate:
+            self._news = None
+            self._states.append(report)
+        self.keeper.wake()
+
+    def _insist(self, report: str) -> None:
+        delay_s = 0.1
         while True:
             self.check()
             try:
@@ -112,25 +139,56 @@ class Attempt:
         self.check()
 
     def flush(self) -> None:
-        """Say the news that waits, if its time has come."""
+        """Say what waits, if its time has come."""
         with self._voice:
             now = time.monotonic()
-            if self._news is not None and now >= self.news_time:
-                self._say_news(self._news, now)
+            if now < self.news_time:
+                return
+            while self._states and self._say_state(self._states[0]):
+                self._states.popleft()
+            if self._news is not None and not self._states and now >= self._next_time:
+                try:
+                    self._say_news(self._news, now)
+                except (EncodeError, TypeError, ValueError) as error:
+                    log.warning("progress_refused", lease=self.key, error=f"{type(error).__name__}: {error}")
 
     @property
     def news_time(self) -> float:
-        """When waiting news may go out, on the monotonic clock; infinity if there is nothing to say."""
-        if self._news is None or self.lost is not None:
+        """When something that waits may go out, on the monotonic clock; infinity if there is nothing to say."""
+        if (self._news is None and not self._states) or self.lost is not None:
             return float("inf")
-        return self._next_time if self._retry_time is None else self._retry_time
+        if self._retry_time is not None:
+            return self._retry_time
+        return 0.0 if self._states else self._next_time
+
+    @contextlib.contextmanager
+    def elsewhere(self, stop: Callable[[], None]) -> Iterator[None]:
+        """The body runs on an event loop meanwhile, where `stop` stops it; this thread waits for it.
+
+        However it ended there: LeaseLost or Cancelled if the attempt is not ours any more.
+        """
+        self._stop_elsewhere = stop
+        try:
+            yield
+        finally:
+            self._stop_elsewhere = None
+            with self._voice:
+                states, news = list(self._states), self._news
+                self._states.clear()
+            for report in states:
+                self._insist(report)
+            self._news = news  # what was told before a state has been replaced by it already
+            self.check()
 
     def execute(self, body: Callable[[], T]) -> T:
         """Run the body; `refusal()` if the lease was lost meanwhile."""
         try:
             try:
                 self._enter()
-                result = body()
+                try:
+                    result = body()
+                finally:
+                    self._finish()
             finally:
                 self._leave()
         except LeaseLost:
@@ -157,7 +215,10 @@ class Attempt:
         with self._gate:
             if not self._inside or self.lost is None:
                 return
-            interrupts.send(self._ident, self, type(self._loss()))
+            if self._stop_elsewhere is not None:
+                self._stop_elsewhere()
+            else:
+                interrupts.send(self._ident, self, type(self._loss()))
 
     def end(self, *, finished: bool) -> None:
         """The delivery is over: its result is stored (the lease says `done`), or it is handed back."""
@@ -181,6 +242,24 @@ class Attempt:
             self._retry_time = time.monotonic() + PAUSE_S
             self._news = self._news or encode
             self.keeper.wake()
+
+    def _say_state(self, report: str) -> bool:
+        try:
+            self._hear(self.keeper.say(self, report))
+            self._retry_time = None
+        except AWAY as error:
+            self.keeper.note(error)
+            self._retry_time = time.monotonic() + PAUSE_S
+        return self._retry_time is None
+
+    def _finish(self) -> None:
+        # The last news of a body, unless Redis is away: its end is what waits for that.
+        if self._news is not None and self.lost is None and self._retry_time is None:
+            self._next_time = 0.0
+            try:
+                self.flush()
+            except Exception:
+                log.exception("progress_not_said", lease=self.key)
 
     def _hear(self, answer: str) -> None:
         if self.key and answer != self.held:

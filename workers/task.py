@@ -1,29 +1,39 @@
 """The base class of every task in a worker of ours: the lease, STARTED, and progress.
 
-Task bodies stay plain functions. What a body may use: `progress(...)`, Celery's own `self.update_state(...)`, and
-`self.fence`.
+Task bodies stay plain functions, `def` or `async def`. What a body may use: `progress`, `track` and `step`, Celery's
+own `self.update_state(...)` and `self.retry(...)`, `self.context` and `self.fence`.
 """
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 from typing import Any, Final
 from uuid import UUID
 
+from billiard import current_process
 from celery import Task as CeleryTask
 from celery import states
-from celery._state import get_current_task
+from celery._state import _task_stack
+from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import get_actual_ignore_result
 from celery.backends.redis import RedisBackend
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from celery.signals import task_postrun
+from kombu.serialization import dumps
+from pydantic import BaseModel
 
+from workers import context, coroutines
+from workers.coroutines import Elsewhere
 from workers.keeper import Keeper, keeper
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.log import log
 from workers.logs import keep
 from workers.protocol import FENCE_S, HEADER, LEASE_REPORT, LEASE_S, lease_key
 from workers.results import LIMIT_MIB, checked
+from workers.tracking import Call, Voice, current_call, progress
 
 __all__ = ["PROGRESS", "Cancelled", "LeaseLost", "Task", "progress"]
 
@@ -43,6 +53,8 @@ class Task(CeleryTask):
     """
 
     abstract = True
+    #: Whether the body is an `async def`.
+    _asynchronous = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request_stack.top
@@ -50,9 +62,31 @@ class Task(CeleryTask):
             return super().__call__(*args, **kwargs)  # a plain call of the function, also from inside a body
         request.jobplane_entered = True
         if request.is_eager or not isinstance(self.backend, RedisBackend):
-            return self.run(*args, **kwargs)
-        result = self._begin(request).execute(partial(keep, self, request, partial(self.run, *args, **kwargs)))
+            voice = Voice(partial(self._store, request))
+            try:
+                return self._execute(Call(voice.tell, self._encodable), args, kwargs)
+            finally:
+                voice.finish()
+        attempt = self._begin(request)
+        call = Call(attempt.tell, partial(self._report, request, PROGRESS))
+        result = attempt.execute(
+            partial(keep, self, request, partial(self._execute, call, args, kwargs, attempt.elsewhere))
+        )
         return result if get_actual_ignore_result(self, request) else checked(result, self._result_limit)
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Celery's hook: the task has its app."""
+        body = cls._decorated_fun if cls._dump_pydantic_arguments is not None else cls.run
+        cls._asynchronous = inspect.iscoroutinefunction(body)
+        if cls._asynchronous:
+            cls._follow_coroutines()
+
+    @property
+    def context(self) -> Any:
+        """What the worker's context yielded for this call; None without one."""
+        call = current_call()
+        return None if call is None else call.context
 
     @property
     def fence(self) -> str | None:
@@ -61,26 +95,8 @@ class Task(CeleryTask):
         return attempt.token if attempt is not None else None
 
     def progress(self, current: float, total: float | None = None, message: str | None = None, **extra: Any) -> None:
-        """Tell how far the task is: state PROGRESS with the meta `{"current", "total", "message", **extra}`.
-
-        Call it as often as you like: at most ten a second are sent, of which the newest is never lost, and `current`
-        equal to `total` goes at once. While Redis is away the newest waits and the body goes on. Raises LeaseLost or
-        Cancelled if the attempt is not ours any more. Outside a worker it does nothing.
-        """
-        meta: dict[str, Any] = {"current": _number("current", current)}
-        if total is not None:
-            meta["total"] = _number("total", total)
-        if message is not None:
-            meta["message"] = message
-        meta.update(extra)
-        request = self.request_stack.top
-        if request is None or request.called_directly or request.is_eager:
-            return
-        attempt = self._attempt
-        if attempt is None:
-            super().update_state(state=PROGRESS, meta=meta)
-        else:
-            attempt.tell(partial(self._report, request, PROGRESS, meta), at_once=current == total)
+        """As `workers.progress`."""
+        progress(current, total, message, **extra)
 
     def update_state(
         self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
@@ -88,13 +104,16 @@ class Task(CeleryTask):
         """Celery's own, under the lease: LeaseLost or Cancelled instead of a report that nobody may make any more.
 
         While Redis is away PROGRESS is kept and the newest sent later; any other state waits for Redis, since each
-        is a step that somebody may wait for. Outside a worker it does nothing, unless it names a task.
+        is a step that somebody may wait for. A coroutine waits for neither: its states are sent in order. Outside a
+        worker it does nothing, unless it names a task.
         """
         request = self.request_stack.top
         attempt = self._attempt
         if request is None or request.called_directly:
             if task_id is not None:
                 super().update_state(task_id, state, meta, **kwargs)
+        elif request.is_eager and task_id in {None, request.id} and state is not None:
+            self._store(request, self._encodable(meta), state)
         elif (
             attempt is None
             or state is None
@@ -109,6 +128,26 @@ class Task(CeleryTask):
             attempt.tell(partial(self._report, request, PROGRESS, meta), at_once=True)
         else:
             attempt.insist(partial(self._report, request, state, meta))
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's own; from a coroutine the message is sent once the coroutine has ended, by the thread that waits."""
+        request = self.request
+        most = self.max_retries if max_retries is None else max_retries
+        send = partial(super().retry, args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        goes_out = not request.called_directly and not request.is_eager and (most is None or request.retries < most)
+        if coroutines.on_loop() and throw and goes_out:
+            raise _RetryLater(send, exc, eta or countdown)
+        return send()
 
     @property
     def _attempt(self) -> Attempt | None:
@@ -134,6 +173,63 @@ class Task(CeleryTask):
             raise attempt.refusal()
         return attempt
 
+    def _execute(self, call: Call, args: Any, kwargs: Any, elsewhere: Elsewhere = coroutines.nowhere_else) -> Any:
+        """Run the body, in the worker's context and on the event loop where it is a coroutine."""
+        with call:
+            if self._asynchronous:
+                return self._execute_coroutine(call, elsewhere, args, kwargs)
+            factory = context.load(self.app.conf.get("jobplane_context"))
+            if factory is None:
+                return self._completed(self.run(*args, **kwargs), elsewhere)
+            self._follow_coroutines()  # an asynchronous context may ask for the request
+            return factory.around(self, call, lambda: self._completed(self.run(*args, **kwargs), elsewhere), elsewhere)
+
+    def _completed(self, result: Any, elsewhere: Elsewhere) -> Any:
+        if not isinstance(result, CoroutineType):
+            return result
+        self._follow_coroutines()  # of a function that is no coroutine function, but returns one
+        return coroutines.run(lambda: result, elsewhere, self._soft_s())
+
+    def _execute_coroutine(self, call: Call, elsewhere: Elsewhere, args: Any, kwargs: Any) -> Any:
+        factory = context.load(self.app.conf.get("jobplane_context"))
+        run = partial(coroutines.run, elsewhere=elsewhere, soft_s=self._soft_s())
+
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            body = partial(getattr(self, "_orig_run", None) or self.run, *args, **kwargs)
+            return run(body) if factory is None else factory.around_coroutine(self, call, body, run)
+
+        try:
+            result = (_Retrying(self, execute).run if hasattr(self, "_orig_run") else execute)(*args, **kwargs)
+        except _RetryLater as later:
+            return later.send()
+        if self._dump_pydantic_arguments is not None and isinstance(result, BaseModel):
+            return result.model_dump(mode="json")
+        return result
+
+    def _soft_s(self) -> float | None:
+        """The soft time limit of a coroutine, where the pool does not keep it."""
+        request = self.request
+        if request.is_eager or current_process().name != "MainProcess":
+            return None  # a prefork pool keeps the limits of its children
+        limits = request.timelimit or (None, None)
+        soft_s: float | None = limits[1] or self.soft_time_limit
+        return soft_s
+
+    @classmethod
+    def _follow_coroutines(cls) -> None:
+        """Let Celery's own stacks be those of the thread that waits, in a coroutine."""
+        for stack in (cls.request_stack, _task_stack):
+            stack.__ident_func__ = coroutines.ident
+
+    def _encodable(self, meta: Any) -> Any:
+        dumps(meta, serializer=self.app.conf.result_serializer)  # type: ignore[no-untyped-call]
+        return meta
+
+    def _store(self, request: Any, meta: Any, state: str = PROGRESS) -> None:
+        """Store a state that is under no lease; of an eager call only where its result is stored as well."""
+        if not request.is_eager or (self.store_eager_result and not get_actual_ignore_result(self, request)):
+            self.backend.store_result(request.id, meta, state, request=request)
+
     @property
     def _result_limit(self) -> int:
         return int(self.app.conf.get("jobplane_result_limit_mib") or LIMIT_MIB) * 1024 * 1024
@@ -152,11 +248,28 @@ class Task(CeleryTask):
         return encoded
 
 
-def progress(current: float, total: float | None = None, message: str | None = None, **extra: Any) -> None:
-    """Tell how far the running task is, as `Task.progress`; does nothing where no task runs."""
-    task = get_current_task()
-    if isinstance(task, Task):
-        task.progress(current, total, message, **extra)
+class _RetryLater(Retry):
+    """Raised in a coroutine that retries itself; `send` sends the message and raises Celery's own."""
+
+    def __init__(self, send: Callable[[], Any], exc: BaseException | None, when: Any) -> None:
+        super().__init__(exc=exc, when=when)
+        self.send = send
+
+
+class _Retrying:
+    """A task as Celery's autoretry wants it: with a `run` that has ended when it returns."""
+
+    def __init__(self, task: Task, run: Callable[..., Any]) -> None:
+        self.__dict__.update(_task=task, run=run)
+        add_autoretry_behaviour(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_orig_run":
+            raise AttributeError(name)
+        return getattr(self._task, name)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._task, name)
 
 
 def _key_of(request: Any) -> str | None:
@@ -168,12 +281,6 @@ def _key_of(request: Any) -> str | None:
         return lease_key(UUID(value["run_id"]), int(value["attempt"]), int(request.retries))
     except (TypeError, KeyError, ValueError, AttributeError):
         raise ValueError(f"header {HEADER}: must be an object with run_id and attempt") from None
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: must be a number, not {type(value).__name__}")
-    return value
 
 
 @task_postrun.connect(weak=False)
