@@ -147,7 +147,12 @@ class Facts:
         return not self.away.keys() & {"broker", "workers"}
 
     def serving(self) -> list[Worker]:
-        """The workers that consume a queue of the plane; how others are set is nobody's business here."""
+        """The workers that consume a queue of the plane; how others are set is nobody's business here.
+
+        All of them while the database does not say which queues those are.
+        """
+        if self.store is None:
+            return [worker for worker in self.workers if worker.queues]
         return [worker for worker in self.workers if worker.queues & self.queues.keys()]
 
     def consumers_of(self, queue: str) -> list[Worker]:

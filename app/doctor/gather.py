@@ -132,7 +132,7 @@ async def _part(name: str, away: dict[str, str], limit_s: float, ask: Callable[[
         async with asyncio.timeout(limit_s):
             return await ask()
     except TimeoutError:
-        away[name] = f"no answer within {limit_s:g} s"
+        away[name] = "no answer in time"
     except Exception as error:  # whatever it is, the others are still looked at
         away[name] = _line(error)
     return None

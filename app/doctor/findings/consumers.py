@@ -125,7 +125,8 @@ def unregistered(facts: Facts) -> Iterator[Finding]:
             )
         for worker in workers:
             lacks = (wanted & known) - worker.tasks
-            if lacks:
+            # One that was only seen a while ago may be gone.
+            if lacks and (worker.answered or worker.ours):
                 yield Finding(
                     "thief_waiting",
                     "error",
