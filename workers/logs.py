@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from celery.exceptions import Ignore, Reject, Retry
 
@@ -181,17 +183,24 @@ class TaskLog:
         return b"%b%b\n" % (stamp.encode(), data)
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """Into which Redis, from which level on, and what is masked beside the known secrets."""
+
+    url: str
+    level: int
+    masks: tuple[re.Pattern[str], ...]
+
+
 class capture:
     """Keep what the calling context says until it is left, as the log of an attempt; never an error of the body's.
 
     Leaving waits at most `END_S` until all of it is in Redis, and not at all if nothing was said.
     """
 
-    def __init__(
-        self, url: str, run_id: str, attempt: int, name: str, *, level: str = "INFO", masks: tuple[str, ...] = ()
-    ) -> None:
-        out = AttemptLog(stream(url), log_key(run_id, attempt), f"{run_id}:{attempt}")
-        self._log = TaskLog(out, logging.getLevelNamesMapping()[level], Masker(map(re.compile, masks)))
+    def __init__(self, how: How, run_id: str, attempt: int, name: str) -> None:
+        out = AttemptLog(stream(how.url), log_key(run_id, attempt), f"{run_id}:{attempt}")
+        self._log = TaskLog(out, how.level, Masker(how.masks))
         self._name = name
         self._token: Token[TaskLog | None] | None = None
 
@@ -226,14 +235,29 @@ class capture:
 
 def keep(task: Any, request: Any, body: Callable[[], T]) -> T:
     """Run the body of a task and keep what it says with its run, if it is one of the plane and logs are on."""
-    header, conf = getattr(request, HEADER, None), task.app.conf
-    level = conf.get("jobplane_log_level")
-    if header is None or level is None:
+    header = getattr(request, HEADER, None)
+    if header is None:
         return body()
-    run_id, masks = str(UUID(header["run_id"])), conf.jobplane_log_masks
-    with capture(conf.result_backend, run_id, int(header["attempt"]), task.name, level=level, masks=masks):
+    how = _how.get(task.app, _UNKNOWN)
+    if how is _UNKNOWN:
+        how = _how[task.app] = _configured(task.app.conf)
+    if how is None:
+        return body()
+    with capture(how, str(UUID(header["run_id"])), int(header["attempt"]), task.name):
         return body()
 
+
+def _configured(conf: Any) -> How | None:
+    level = conf.get("jobplane_log_level")
+    if level is None:
+        return None
+    levels = logging.getLevelNamesMapping()
+    return How(conf.result_backend, levels[level], tuple(map(re.compile, conf.jobplane_log_masks)))
+
+
+_UNKNOWN: Final[Any] = object()
+#: Read once for each app, for Celery's configuration takes its time.
+_how: WeakKeyDictionary[Any, How | None] = WeakKeyDictionary()
 
 _current: ContextVar[TaskLog | None] = ContextVar("jobplane_log", default=None)
 
