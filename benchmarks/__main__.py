@@ -9,7 +9,7 @@ from app import log
 from app.embedded import Postgres, Valkey
 from app.migrate import upgrade
 from app.settings import Settings
-from benchmarks import firing
+from benchmarks import firing, overhead
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
         log.configure(settings, "bench")
         ours = asyncio.run(firing.ours(settings))
         peer = firing.celery_beat(valkey.url)
+        our_task, stock_task, told = overhead.overhead(valkey.url)
     finally:
         valkey.stop()
         postgres.stop()
@@ -36,6 +37,12 @@ def main() -> None:
             f"  {measured.who:<44} {measured.fires:>6,} in {measured.seconds:6.2f} s  {measured.rate:>8,.0f} a second"
         )
     print(f"  ratio {ours.rate / peer.rate:.1f}")
+    print(f"a task that does nothing: {overhead.CALLS:,} calls by one solo worker, median of {overhead.ROUNDS} rounds")
+    for call in (our_task, stock_task):
+        print(f"  {call.who:<44} {call.ms:6.2f} ms a call")
+    print(f"  we add {our_task.ms - stock_task.ms:.2f} ms")
+    print(f"{overhead.TOLD:,} calls in one task")
+    print(f"  progress {told.progress_s:.2f} s, track {told.track_s:.2f} s")
 
 
 if __name__ == "__main__":
