@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,22 @@ class Rig:
         found: list[dict[str, Any]] = json.loads(done.stdout)
         return done.returncode, found
 
-    def codes(self, **settings: str) -> dict[tuple[str, str], str]:
-        """By code and subject, the level."""
-        return {(one["code"], one["subject"]): one["level"] for one in self.doctor(**settings)[1]}
+    def sound(self) -> tuple[int, list[dict[str, Any]]]:
+        """As `doctor`, once it finds nothing, or what it finds for the third time: parts may just have started."""
+        return self._until(lambda status, _: status == 0)
+
+    def finds(self, codes: Collection[tuple[str, str]], **settings: str) -> tuple[int, list[dict[str, Any]]]:
+        """As `doctor`, once it finds these by code and subject, likewise: a busy machine may answer too late."""
+        return self._until(lambda _, found: set(codes) <= {(one["code"], one["subject"]) for one in found}, **settings)
+
+    def _until(
+        self, good: Callable[[int, list[dict[str, Any]]], bool], **settings: str
+    ) -> tuple[int, list[dict[str, Any]]]:
+        for _ in range(2):
+            status, found = self.doctor(**settings)
+            if good(status, found):
+                return status, found
+        return self.doctor(**settings)
 
     def stock(
         self, node: str, queue: str, *tasks: str, backend: str | None, pool: str = "solo", **conf: Any

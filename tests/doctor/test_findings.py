@@ -90,6 +90,10 @@ TABLE: dict[str, tuple[Facts, set[tuple[str, str]]]] = {
         replace(SOUND_FACTS, away={"database": "refused", "redis": "refused", "broker": "refused"}),
         {("database_away", "error"), ("redis_away", "error"), ("broker_away", "error")},
     ),
+    "no database": (
+        replace(conf(result_extended=False), store=None, queues={}, needs=(), away={"database": "refused"}),
+        {("database_away", "error"), ("result_extended_off", "warning")},
+    ),
     "not asked": (replace(SOUND_FACTS, away={"workers": "no answer"}), {("workers_not_asked", "error")}),
     "old schema": (store(revision="0002"), {("migrations", "error")}),
     "new schema": (store(revision="0009"), {("migrations", "note")}),
@@ -143,6 +147,13 @@ TABLE: dict[str, tuple[Facts, set[tuple[str, str]]]] = {
     "a thief": (
         replace(SOUND_FACTS, workers=(STOCK, replace(STOCK, node="thief@h", tasks=frozenset({"other.x"})))),
         {("thief_waiting", "error")},
+    ),
+    "a thief that may be gone": (
+        replace(
+            SOUND_FACTS,
+            workers=(STOCK, Worker("gone@h", queues=frozenset({"q"}), tasks=frozenset({"other.x"}))),
+        ),
+        set(),
     ),
     "visibility by limit": (need(time_limit_s=43200), {("visibility_short", "error"), }),
     "visibility by what was seen": (need(queue={"longest_s": 50000.0, "seen": 9}), {("visibility_short", "error")}),
