@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError
 
 from workers import interrupts
@@ -23,6 +23,8 @@ from workers.protocol import CANCELLED, DONE, HELD
 from workers.tracking import NEWS_S
 
 T = TypeVar("T")
+
+_NEVER: Final = float("inf")
 
 #: Most states of its own that a coroutine may have waiting for Redis; then the oldest is left out.
 _STATES_KEPT: Final = 100
@@ -66,13 +68,24 @@ class Attempt:
         #: What such a body said besides news, for nothing on that loop may wait for Redis.
         self._states: deque[str] = deque(maxlen=_STATES_KEPT)
         self._next_time = 0.0
+        #: When the body's soft time limit ends, where no pool keeps it; whether that is to be told, and whether it was.
+        self._soft_time = _NEVER
+        self._is_late = self._was_late = False
         #: Set while Redis is away: then only the heartbeat thread tries to say news, and not before this time.
         self._retry_time: float | None = None
 
     def stop_here(self) -> None:
-        """What an interrupt by signal does: `check`, but only while the body runs."""
+        """What an interrupt by signal does, but only while the body runs: `check`, or the soft time limit."""
         if self._inside:
             self.check()
+            if self._is_late:
+                self._is_late = False
+                raise SoftTimeLimitExceeded
+
+    def limit(self, soft_s: float) -> None:
+        """Raise SoftTimeLimitExceeded in the body after so long, in the way of `interrupt`."""
+        self._soft_time = time.monotonic() + soft_s
+        self.keeper.wake()
 
     def check(self) -> None:
         """Raise LeaseLost or Cancelled if this attempt may not speak any more. Costs nothing."""
@@ -139,10 +152,13 @@ class Attempt:
         self.check()
 
     def flush(self) -> None:
-        """Say what waits, if its time has come."""
+        """Say what waits, if its time has come; likewise for the soft time limit."""
+        if time.monotonic() >= self._soft_time:
+            self._soft_time = _NEVER
+            self._exceed()
         with self._voice:
             now = time.monotonic()
-            if now < self.news_time:
+            if self.lost is not None or (self._retry_time is not None and now < self._retry_time):
                 return
             while self._states and self._say_state(self._states[0]):
                 self._states.popleft()
@@ -154,12 +170,14 @@ class Attempt:
 
     @property
     def news_time(self) -> float:
-        """When something that waits may go out, on the monotonic clock; infinity if there is nothing to say."""
-        if (self._news is None and not self._states) or self.lost is not None:
-            return float("inf")
+        """When `flush` has something to do, on the monotonic clock; infinity if there is nothing."""
+        if self.lost is not None:
+            return _NEVER
+        if self._news is None and not self._states:
+            return self._soft_time
         if self._retry_time is not None:
-            return self._retry_time
-        return 0.0 if self._states else self._next_time
+            return min(self._retry_time, self._soft_time)
+        return min(0.0 if self._states else self._next_time, self._soft_time)
 
     @contextlib.contextmanager
     def elsewhere(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -252,6 +270,12 @@ class Attempt:
             self._retry_time = time.monotonic() + PAUSE_S
         return self._retry_time is None
 
+    def _exceed(self) -> None:
+        with self._gate:
+            if self._inside and self.lost is None:
+                self._is_late = self._was_late = True
+                interrupts.send(self._ident, self, SoftTimeLimitExceeded)
+
     def _finish(self) -> None:
         # The last news of a body, unless Redis is away: its end is what waits for that.
         if self._news is not None and self.lost is None and self._retry_time is None:
@@ -280,10 +304,10 @@ class Attempt:
         # An interrupt may still be on its way, so it may land in here; after the gate none can.
         left = False
         while not left:
-            with contextlib.suppress(LeaseLost):
+            with contextlib.suppress(LeaseLost, SoftTimeLimitExceeded):
                 with self._gate:
                     self._inside = False
-                    if self.lost is not None:
+                    if self.lost is not None or self._was_late:
                         interrupts.clear(self._ident)
                 interrupts.forget(self)
                 self._news = None

@@ -69,6 +69,9 @@ class Task(CeleryTask):
                 voice.finish()
         attempt = self._begin(request)
         call = Call(attempt.tell, partial(self._report, request, PROGRESS))
+        soft_s = None if self._asynchronous else self._soft_s(request)
+        if soft_s is not None:
+            attempt.limit(soft_s)
         result = attempt.execute(
             partial(keep, self, request, partial(self._execute, call, args, kwargs, attempt.elsewhere))
         )
@@ -188,11 +191,11 @@ class Task(CeleryTask):
         if not isinstance(result, CoroutineType):
             return result
         self._follow_coroutines()  # of a function that is no coroutine function, but returns one
-        return coroutines.run(lambda: result, elsewhere, self._soft_s())
+        return coroutines.run(lambda: result, elsewhere)
 
     def _execute_coroutine(self, call: Call, elsewhere: Elsewhere, args: Any, kwargs: Any) -> Any:
         factory = context.load(self.app.conf.get("jobplane_context"))
-        run = partial(coroutines.run, elsewhere=elsewhere, soft_s=self._soft_s())
+        run = partial(coroutines.run, elsewhere=elsewhere, soft_s=self._soft_s(self.request))
 
         def execute(*args: Any, **kwargs: Any) -> Any:
             body = partial(getattr(self, "_orig_run", None) or self.run, *args, **kwargs)
@@ -206,9 +209,8 @@ class Task(CeleryTask):
             return result.model_dump(mode="json")
         return result
 
-    def _soft_s(self) -> float | None:
-        """The soft time limit of a coroutine, where the pool does not keep it."""
-        request = self.request
+    def _soft_s(self, request: Any) -> float | None:
+        """The soft time limit of a body, where the pool does not keep it."""
         if request.is_eager or current_process().name != "MainProcess":
             return None  # a prefork pool keeps the limits of its children
         limits = request.timelimit or (None, None)

@@ -98,12 +98,23 @@ class Place:
 
 
 class _Item(Place):
+    """One item of a `track`; called, the news that the ones before it are done."""
+
     __slots__ = ("done", "total")
 
     def __init__(self, outer: Place, level: _Level, done: int, total: float | None, message: str | None) -> None:
-        super().__init__(outer.call, outer, level, message)
+        # As the class above does, but in one call, for there may be millions.
+        self.call = outer.call
+        self.outer = outer
+        self.level = level
+        self.message = message
+        self.taken = 0.0
         self.done = done
         self.total = total
+
+    def __call__(self) -> Any:
+        assert self.outer is not None
+        return _encoded(self.outer, self.done, self.total, self.message, {})
 
     def overall(self, current: float, total: float | None) -> tuple[float, float | None]:
         assert self.outer is not None
@@ -215,8 +226,9 @@ def _track(iterable: Iterable[T], total: float | None, message: str | None) -> I
     level, done, tell = _Level(), 0, outer.call.tell
     try:
         for item in iterable:
-            tell(partial(_encoded, outer, done, total, message, {}))
-            _place.set(_Item(outer, level, done, total, message))
+            place = _Item(outer, level, done, total, message)
+            tell(place)
+            _place.set(place)
             yield item
             done += 1
     finally:
@@ -249,8 +261,9 @@ class _AsyncTrack(AsyncIterator[T]):
                 _place.set(outer)
                 outer.call.tell(partial(_encoded, outer, self._done, self._done, self._message, {}))
             raise
-        outer.call.tell(partial(_encoded, outer, self._done, self._total, self._message, {}))
-        _place.set(_Item(outer, self._level, self._done, self._total, self._message))
+        place = _Item(outer, self._level, self._done, self._total, self._message)
+        outer.call.tell(place)
+        _place.set(place)
         return item
 
     def __del__(self) -> None:

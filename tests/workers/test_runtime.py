@@ -132,10 +132,12 @@ def test_many_coroutines_at_a_time(worker: Worker, tmp_path: Path) -> None:
     assert {worker.result(task_id) for task_id in sent} == {"slept"}
 
 
-def test_soft_time_limit_of_a_coroutine(worker: Worker, tmp_path: Path) -> None:
+def test_soft_time_limit(worker: Worker, tmp_path: Path) -> None:
+    plain = worker.send("sleep", tmp_path / "plain", 20, "sync", soft_time_limit=1)
     ended = worker.send("wait", tmp_path / "ended", "cleans", soft_time_limit=1)
     caught = worker.send("wait", tmp_path / "caught", "returns", soft_time_limit=1)
-    assert worker.failure(ended)[0] == "SoftTimeLimitExceeded"
+    assert worker.failure(plain)[0] == worker.failure(ended)[0] == "SoftTimeLimitExceeded"
+    assert lines(tmp_path / "plain")[-1] == "left SoftTimeLimitExceeded"
     assert lines(tmp_path / "ended") == ["start", "stopped CancelledError", "cleaned"]
     assert worker.result(caught) == "what there was"
 
