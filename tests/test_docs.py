@@ -167,6 +167,7 @@ _VARYING = [
     (r'"[\w.-]+@[\w.-]+"', '"WORKER"'),
     (r'(?<=: )"?/[^\s"]+"?', "PATH"),
     (r"(?m)^(?:STARTED|PROGRESS|SUCCESS) [^a].*\n?", ""),  # the bar, or the lines in its place
+    (r'"file:///[^"]*\.log"', '"LOG"'),
     (r"(?<![\w-])\d+(?:\.\d+)?(?![\w-])", "NUMBER"),
 ]
 
