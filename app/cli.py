@@ -76,6 +76,9 @@ def worker(
     # Two workers of one name would overwrite each other's word on what they consume. Celery keeps our process id.
     command = [*celery, "worker", "-n", hostname or f"jobplane-{os.getpid()}@%h", *context.args]
     command += ["-Q", queues] if queues else []
+    if not any(option.startswith(("-l", "--loglevel")) for option in context.args):
+        # Below Celery's own WARNING, so that what a task says by `log.info` is made at all, and kept with its run.
+        command += ["-l", "INFO"]
     os.execve(sys.executable, command, child_environment({}))  # noqa: S606
 
 
