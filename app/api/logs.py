@@ -44,7 +44,8 @@ async def get_run_logs(
 
     Where something was cut stands a line `[jobplane: N bytes cut here]`, which offsets do not count.
     """
-    chunk = await wait_and_read(plane.database, plane.redis, plane.store, run_id, attempt, offset, wait_s=wait)
+    parts = plane.database, plane.redis, plane.store
+    chunk = await wait_and_read(*parts, run_id, attempt, offset, wait_s=wait, leaving=lambda: plane.hub.draining)
     headers = {
         "Jobplane-Log-Next": str(chunk.next),
         "Jobplane-Log-Attempt": str(chunk.attempt),

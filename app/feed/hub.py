@@ -89,6 +89,11 @@ class Hub:
             watched=self._unheard_of,
         )
 
+    @property
+    def draining(self) -> bool:
+        """Whether this process is about to leave: nobody should wait here any more."""
+        return self._draining
+
     async def start(self) -> None:
         """Begin to listen. Raises one of `AWAY` if the database cannot be asked for its name."""
         async with self.database.transaction() as connection:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -27,6 +28,7 @@ _CLOSE: Final = 64 * 1024
 _TRIES: Final = 4
 _LISTEN_S: Final = 0.25
 _ASK_AGAIN_S: Final = 3.0
+_ASK_SOON_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +69,37 @@ async def wait_and_read(
     offset: int = 0,
     limit: int = MOST,
     wait_s: float = 0,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> Chunk:
-    """As `read`, once there is something or the log has ended, at the latest after `wait_s`."""
+    """As `read`, once there is something or the log has ended; at the latest after `wait_s`, or when `leaving`."""
     until = time.monotonic() + wait_s
     while True:
-        chunk, newest_id = await _read(database, redis, store, run_id, attempt, offset, limit)
+        chunk, newest = await _read(database, redis, store, run_id, attempt, offset, limit)
         left = until - time.monotonic()
-        if chunk.text or chunk.ended or left <= 0:
+        if chunk.text or chunk.ended or left <= 0 or leaving():
             return chunk
         attempt = chunk.attempt
-        await _until_news(redis, run_id, attempt, newest_id, min(left, _ASK_AGAIN_S))
+        # A body that has ended is soon a run that has.
+        pause_s = _ASK_SOON_S if newest is not None and newest.last else _ASK_AGAIN_S
+        await _until_news(redis, run_id, attempt, newest, min(left, pause_s), leaving)
 
 
-async def _until_news(redis: Redis, run_id: UUID, attempt: int, known: bytes | None, most_s: float) -> None:
+async def _until_news(
+    redis: Redis, run_id: UUID, attempt: int, known: Entry | None, most_s: float, leaving: Callable[[], bool]
+) -> None:
     """Return once the stream has another newest entry; no session of the database is held meanwhile."""
     until = time.monotonic() + most_s
-    while (left := until - time.monotonic()) > 0:
+    while (left := until - time.monotonic()) > 0 and not leaving():
         await asyncio.sleep(min(_LISTEN_S, left))
         newest = await stream.newest(redis, run_id, attempt)
-        if newest is not None and newest.id != known:
+        if newest is not None and (known is None or newest.id != known.id):
             return
 
 
 async def _read(
     database: Database, redis: Redis, store: Store, run_id: UUID, attempt: int | None, offset: int, limit: int
-) -> tuple[Chunk, bytes | None]:
-    """The chunk, and the id of the newest entry that it was made with."""
+) -> tuple[Chunk, Entry | None]:
+    """The chunk, and the newest entry that it was made with."""
     named, row = await _row(database, run_id, attempt)
     for _ in range(_TRIES):
         segments: list[Any] = row["segments"] or []
@@ -114,7 +121,7 @@ async def _read(
     nothing = newest is None
     complete = row["ended"] or is_complete(row["over_s"], nothing or (newest is not None and newest.last))
     chunk = Chunk(named, text.decode(errors="replace"), offset, position, bool(complete and at_end))
-    return chunk, newest.id if newest else None
+    return chunk, newest
 
 
 async def _row(database: Database, run_id: UUID, attempt: int | None) -> tuple[int, Record]:

@@ -96,6 +96,16 @@ async def test_waiting_ends_with_news_or_with_the_end(
     assert told(await asyncio.wait_for(waiting, 20)) == ("", 5, 1, "true")
 
 
+async def test_a_process_that_leaves_lets_nobody_wait(
+    app: FastAPI, client: httpx.AsyncClient, database: Database
+) -> None:
+    run_id = await make_run(database)
+    waiting = asyncio.create_task(client.get(f"/api/v1/runs/{run_id}/logs", params={"wait": 30}))
+    await asyncio.sleep(0.1)
+    await app.state.plane.hub.drain()
+    assert told(await asyncio.wait_for(waiting, 10)) == ("", 0, 1, "false")
+
+
 async def test_a_long_log_comes_in_parts(client: httpx.AsyncClient, database: Database, redis: Redis) -> None:
     run_id = await make_run(database)
     text = b"".join(b"%019d\n" % n for n in range(80_000))
