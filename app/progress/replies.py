@@ -159,7 +159,9 @@ class Replies:
         """Give up what is recorded; a letter whose result is not in its place yet stays ours."""
         letters, self._hand = [*self._aside, *self._hand], []
         # Also one of a connection that is gone: nobody else has its bytes until it comes once more.
-        self._aside = list({letter.task_id: letter for letter in letters if self._waits(letter)}.values())
+        self._aside = list(
+            {(letter.task_id, letter.size): letter for letter in letters if self._waits(letter)}.values()
+        )
         done = [letter for letter in letters if not self._waits(letter)]
         await self._replies.acknowledge(done, all_before=not self._aside)
 

@@ -102,10 +102,8 @@ class Results:
     def _put_aside(self, heard: Heard) -> bool:
         if heard.report is not None or not reports.is_large_end(heard.body, heard.size):
             return False
-        known = self._waiting.get(heard.task_id)
-        if known is not None:
-            known.heard = heard
-            return True
+        if heard.task_id in self._waiting:
+            return True  # the first end wins
         if len(heard.body) > _MOST_BYTES - sum(len(one.heard.body) for one in self._waiting.values()):
             heard = replace(heard, body=heard.body[:_SHORT])  # read once more when its turn comes
         self._waiting[heard.task_id] = _Waiting(heard, time.monotonic())

@@ -201,7 +201,7 @@ async def test_a_large_result_through_rpc(
 ) -> None:
     """Also with the store away: the others are recorded, and a process that goes meanwhile leaves it to the next."""
     settings = amqp_settings.model_copy(update={"log_store": folder.as_uri()})
-    large, waits, small = [TaskId(await make_run(database), 1) for _ in range(3)]
+    large, waits, leaves, small = [TaskId(await make_run(database), 1) for _ in range(4)]
     first = Replies(database, redis, settings, "one")
     async with recording(first):
         await reply(large, end(large))
@@ -209,12 +209,22 @@ async def test_a_large_result_through_rpc(
         assert await kept(database, folder, large.run_id) == ROWS
         folder.rename(folder.with_name("elsewhere"))
         folder.touch()
+        await reply(waits, stored_state(waits, "STARTED"))
         await reply(waits, end(waits))
+        await reply(waits, stored_state(waits, "PROGRESS", {"current": 1}))
         await reply(small, end(small, 1))
         await reaches(database, small.run_id, "SUCCESS")
         assert await _waits(first, waits)
+        folder.unlink()
+        folder.with_name("elsewhere").rename(folder)
+        await reaches(database, waits.run_id, "SUCCESS", 20)
+        assert await kept(database, folder, waits.run_id) == ROWS
+        folder.rename(folder.with_name("elsewhere"))
+        folder.touch()
+        await reply(leaves, end(leaves))
+        await eventually(lambda: _waits(first, leaves), what="an end that waits")
     folder.unlink()
     folder.with_name("elsewhere").rename(folder)
     async with recording(Replies(database, redis, settings, "two")):
-        await reaches(database, waits.run_id, "SUCCESS", 20)
-    assert await kept(database, folder, waits.run_id) == ROWS
+        await reaches(database, leaves.run_id, "SUCCESS", 20)
+    assert await kept(database, folder, leaves.run_id) == ROWS
