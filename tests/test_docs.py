@@ -168,6 +168,7 @@ _VARYING = [
     (r'(?<=: )"?/[^\s"]+"?', "PATH"),
     (r"(?m)^(?:STARTED|PROGRESS|SUCCESS) [^a].*\n?", ""),  # the bar, or the lines in its place
     (r'"file:///[^"]*\.log"', '"LOG"'),
+    (r'("(?:rate|left_s)": )(?:null|[\d.]+)', r"\1MEASURED"),  # null if only one word was heard so far
     (r"(?<![\w-])\d+(?:\.\d+)?(?![\w-])", "NUMBER"),
 ]
 

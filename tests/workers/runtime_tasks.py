@@ -66,15 +66,13 @@ def context(task: Any) -> Any:
     return {"sync": opened, "async": opened_async}[kind](task) if isinstance(kind, str) else contextlib.nullcontext()
 
 
-@shared_task(name="runtime.plain", bind=True)
-def plain(self: Any, path: str, word: str = "", kind: str = "") -> list[str]:
+def plain_body(self: Any, path: str, word: str = "", kind: str = "") -> list[str]:
     if word == "body fails":
         raise ValueError("broken")
     return [self.context, session.get()]
 
 
-@shared_task(name="runtime.coroutine", bind=True)
-async def coroutine(self: Any, path: str, word: str = "", kind: str = "") -> list[str]:
+async def coroutine_body(self: Any, path: str, word: str = "", kind: str = "") -> list[str]:
     await asyncio.sleep(0)
     if word == "body fails":
         raise ValueError("broken")
@@ -83,6 +81,10 @@ async def coroutine(self: Any, path: str, word: str = "", kind: str = "") -> lis
     if word == "cancels itself":
         raise asyncio.CancelledError
     return [self.context, session.get()]
+
+
+shared_task(plain_body, name="runtime.plain", bind=True)
+shared_task(coroutine_body, name="runtime.coroutine", bind=True)
 
 
 @shared_task(name="runtime.sleep")

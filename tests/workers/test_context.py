@@ -92,13 +92,12 @@ def test_worker_with_a_wrong_context_ends_with_one_line() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-@pytest.mark.parametrize("name", ["plain", "coroutine"])
-def test_eager_call_is_in_the_context(app: Celery, tmp_path: Path, name: str, kind: str) -> None:
-    body = getattr(runtime_tasks, name)
-    task = app.task(body.run.__func__, name=f"eager.{name}", bind=True)
+@pytest.mark.parametrize("body", [runtime_tasks.plain_body, runtime_tasks.coroutine_body])
+def test_eager_call_is_in_the_context(app: Celery, tmp_path: Path, body: Any, kind: str) -> None:
+    task = app.task(body, name="eager", bind=True)
     path = tmp_path / "witness"
     assert task.apply((str(path), "", kind), task_id="a").get() == ["session of a", "a"]
-    assert lines(path) == [f"entered eager.{name}", "left None"]
+    assert lines(path) == ["entered eager", "left None"]
     with pytest.raises(ContextError, match="could not be entered: LookupError: no database"):
         task.apply((str(path), "enter fails", kind)).get()
     with pytest.raises(ContextError, match="could not be left: LookupError: no commit"):
