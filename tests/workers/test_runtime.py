@@ -36,7 +36,7 @@ class Worker:
         return said["exc_type"], str(said["exc_message"][0]) if said["exc_message"] else ""
 
 
-@pytest.fixture(scope="module", params=POOLS)
+@pytest.fixture(scope="module", params=[*POOLS[:2], pytest.param(POOLS[2], marks=pytest.mark.long)])
 def worker(
     request: pytest.FixtureRequest, valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Worker]:
