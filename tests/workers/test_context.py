@@ -94,7 +94,7 @@ def test_worker_with_a_wrong_context_ends_with_one_line() -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("body", [runtime_tasks.plain_body, runtime_tasks.coroutine_body])
 def test_eager_call_is_in_the_context(app: Celery, tmp_path: Path, body: Any, kind: str) -> None:
-    task = app.task(body, name="eager", bind=True)
+    task = app.task(body, name="eager", bind=True, shared=False)
     path = tmp_path / "witness"
     assert task.apply((str(path), "", kind), task_id="a").get() == ["session of a", "a"]
     assert lines(path) == ["entered eager", "left None"]
