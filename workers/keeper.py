@@ -232,12 +232,14 @@ class Keeper:
         beat_time = time.monotonic() + HEARTBEAT_S
         while True:
             with self._lock:
-                waiting = list(self._attempts)
+                waiting = sorted(self._attempts, key=lambda each: each.news_time)
             self._wake.wait(max(0.0, min([beat_time, *(each.news_time for each in waiting)]) - time.monotonic()))
             self._wake.clear()
             try:
                 for attempt in waiting:
                     attempt.flush()
+                    if time.monotonic() >= beat_time:
+                        break  # each may wait for a time-out, and the leases for one of them at most
                 if time.monotonic() >= beat_time:
                     beat_time = time.monotonic() + PAUSE_S
                     self.run_once()

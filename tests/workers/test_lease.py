@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from app.embedded import Valkey
 from tests.processes import wait_until
 from tests.proxy import TcpProxy
-from workers.keeper import Keeper
+from workers.keeper import UNRENEWED, Keeper
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.protocol import CANCELLED, DONE, REAPED
 
@@ -215,6 +215,29 @@ def test_news_waits_while_redis_is_away_and_the_newest_comes_after(tmp_path: Pat
         with Redis.from_url(valkey.url, decode_responses=True) as client:
             wait_until(lambda: '"n": 999' in str(client.get("celery-task-meta-one")), 6, "the newest was said")
         attempt.end(finished=True)
+        keeper.redis.close()
+    finally:
+        valkey.stop()
+
+
+def test_no_news_holds_up_the_end_of_what_cannot_be_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many bodies of one process have news, and each try runs into its time-out."""
+    monkeypatch.setattr("workers.keeper.HEARTBEAT_S", 0.2)
+    monkeypatch.setattr("workers.keeper._COMMAND_S", 0.5)
+    monkeypatch.setattr("workers.lease.NEWS_S", 1.0)
+    valkey = Valkey(tmp_path / "valkey")
+    valkey.start()
+    try:
+        keeper = Keeper(valkey.url, fence_s=1.0)
+        attempts = [taken(keeper, str(n)) for n in range(30)]
+        for attempt in attempts * 2:
+            attempt.tell(lambda: '{"status": "PROGRESS"}')
+        assert valkey.pid is not None
+        os.kill(valkey.pid, signal.SIGSTOP)
+        wait_until(lambda: all(attempt.lost == UNRENEWED for attempt in attempts), 6, "all are given up")
+        os.kill(valkey.pid, signal.SIGCONT)
+        for attempt in attempts:
+            attempt.end(finished=False)
         keeper.redis.close()
     finally:
         valkey.stop()
