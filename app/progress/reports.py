@@ -5,7 +5,7 @@ that can be read at all counts with its state; only what cannot be kept of it is
 
 - NUL and lone surrogates become U+FFFD; bytes that are not UTF-8 too
 - NaN, Infinity, numbers out of a double's range and integers of more than 64 bits become strings, exact
-- what lies deeper than 100 levels becomes the string `DEEP`
+- what lies deeper than 100 levels becomes the string `DEEP`; in a result over 64 KiB only if that is deeper than 254
 - a progress meta over 16 KiB becomes `{"truncated": true, "bytes": n, "current", "total", "message"}`
 - a result over 64 KiB is kept elsewhere (`read_whole`); a traceback loses its middle
 - a message over 1 MiB is not parsed at all: its first bytes say the state
@@ -102,13 +102,21 @@ def read_whole(task_id: TaskId, body: bytes) -> tuple[Report | Refusal, bytes | 
     """
     try:
         said = _decode_large(body)
-        result = said.get("result") if isinstance(said, dict) and said.get("status") == SUCCESS else None
-        encoded = orjson.dumps(result) if isinstance(result, dict | list | str) else b""
+        try:
+            encoded = _encoded_result(said)
+        except TypeError:  # nested deeper than can be written
+            said = _decode(body)
+            encoded = _encoded_result(said)
         if len(encoded) > RESULT_LIMIT:
             return _understood(task_id, {**said, "result": None}), encoded
         return _understood(task_id, _decode(body)), None
     except (ValueError, TypeError, RecursionError) as error:
         return Refusal(task_id, f"not JSON: {str(error)[:_NAME_LIMIT]}"), None
+
+
+def _encoded_result(said: Any) -> bytes:
+    result = said.get("result") if isinstance(said, dict) and said.get("status") == SUCCESS else None
+    return orjson.dumps(result) if isinstance(result, dict | list | str) else b""
 
 
 def _understood(task_id: TaskId, said: Any) -> Report | Refusal:

@@ -180,6 +180,18 @@ def test_a_large_result_that_is_hardly_json_becomes_json(result: bytes, kept: li
     assert kept is None or orjson.loads(encoded)[-len(kept) :] == kept
 
 
+@pytest.mark.parametrize("depth", [250, 255, 300, 1000, 1025, 5000])
+def test_a_large_result_counts_however_deep_it_is(depth: int) -> None:
+    """Deeper than can be read or written again, it is cut as a small one is."""
+    result = b"[" * depth + b"1" + b"]" * depth
+    body = b'{"status": "SUCCESS", "result": [%b, "%b"]}' % (result, b"x" * 70_000)
+    said, encoded = reports.read_whole(TASK, body)
+    assert isinstance(said, Report)
+    assert encoded is not None
+    assert orjson.loads(encoded)[1] == "x" * 70_000
+    assert (DEEP in encoded.decode()) == (depth > 250)
+
+
 def test_a_small_result_in_a_large_message_stays_in_it_and_any_other_state_too() -> None:
     large = "x" * 2_000_000
     said, result = reports.read_whole(TASK, orjson.dumps({"status": "SUCCESS", "result": [1], "args": [large]}))
