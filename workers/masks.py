@@ -21,7 +21,7 @@ _AUTHORIZATION: Final = re.compile(
 _BEARER: Final = re.compile(r"(?i)(\bbearer\s{1,4})[a-z0-9._~+/=-]{12,}")
 _VALUE: Final = re.compile(
     r"""(?i)((?:passw(?:or)?d|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key)"""
-    r"""(?:[_-](?:access[_-])?key)?(?:\\{0,3}["'])?\s{0,4}[:=]\s{0,4}[bru]?)"""
+    r"""(?:[_-](?:access[_-])?key)?(?:\\{0,3}["'])?\s{0,4}[:=]\s{0,4}(?:[bru](?=\\{0,3}["']))?)"""
     r"""(?:(")(?:[^"\\]|\\.)+|(')(?:[^'\\]|\\.)+|(\\{1,3}["'])(?:[^"'\\]|\\+[^"'\\])+|(?!\*\*\*)[^\s"'\\,;&<>(){}\[\]]+)"""
 )
 _AWS: Final = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
@@ -48,14 +48,15 @@ class Masker:
             self._in_key = False
         if "://" in text and "@" in text:
             text = _URL.sub(rf"\1{MASK}@", text)
+        # Before the values, for in `token: Bearer x` the first word is not the secret.
+        if "earer" in text or "EARER" in text:
+            text = _BEARER.sub(rf"\1{MASK}", text)
         if ":" in text or "=" in text:
             lower = text.lower()
             if "authorization" in lower:
                 text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
             if any(hint in lower for hint in _VALUE_HINTS):
                 text = _VALUE.sub(_masked, text)
-        if "earer" in text or "EARER" in text:
-            text = _BEARER.sub(rf"\1{MASK}", text)
         if "AKIA" in text or "ASIA" in text:
             text = _AWS.sub(MASK, text)
         if "-----BEGIN " in text:

@@ -25,7 +25,9 @@ from workers.masks import MASK, Masker, compiled
         ("login(token=b'abc')", "login(token=b'***')"),
         (r'"{\"token\": \"a b\", \"x\": 1}"', r'"{\"token\": \"***\", \"x\": 1}"'),
         ("X-Api-Key: abc", "X-Api-Key: ***"),
+        ("X-Auth-Token: Bearer eyJhbGciOiJIUzI1NiJ9.e30.x", "X-Auth-Token: *** ***"),
         ("password: hunter2", "password: ***"),
+        ("password: rabbit", "password: ***"),
         ("aws_secret_access_key = wJalrXUtn/K7", "aws_secret_access_key = ***"),
         ("id AKIAIOSFODNN7EXAMPLE.", "id ***."),
         (
