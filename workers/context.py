@@ -20,6 +20,7 @@ from celery.signals import celeryd_init
 
 from workers import coroutines
 from workers.coroutines import Elsewhere
+from workers.log import log
 from workers.tracking import Call
 
 T = TypeVar("T")
@@ -82,6 +83,14 @@ class Factory:
 
         return run(inside)
 
+    def not_left(self, raised: Exception, error: BaseException | None) -> None:
+        """Raise that it could not be left, unless what leaves through it is no answer of the body's: that goes on."""
+        said = self._error("left", raised, error)
+        if error is None or isinstance(error, Exception):
+            raise said from raised
+        # The worker is being stopped, say: with an error in its place the attempt would not be handed back, but fail.
+        log.warning("context_not_left", error=str(said))
+
     def _error(self, what: str, error: BaseException, after: BaseException | None = None) -> ContextError:
         late = "" if after is None else f" after {_words(after)}"
         return ContextError(f"context {self.name}: could not be {what}{late}: {_words(error)}")
@@ -141,7 +150,8 @@ class _Entered(contextlib.AbstractContextManager[Any]):
         except Exception as raised:
             if raised is error:
                 raise
-            raise self._factory._error("left", raised, error) from raised
+            self._factory.not_left(raised, error)
+            return False
         return kept
 
 
@@ -166,7 +176,8 @@ class _EnteredAsync(contextlib.AbstractAsyncContextManager[Any]):
         except Exception as raised:
             if raised is error:
                 raise
-            raise self._factory._error("left", raised, error) from raised
+            self._factory.not_left(raised, error)
+            return False
         return kept
 
 

@@ -39,6 +39,8 @@ def opened(task: Any) -> Iterator[str]:
         yield f"session of {task.request.id}"
     except BaseException as error:
         note(path, f"left {type(error).__name__}")
+        if "rollback fails" in words:
+            raise LookupError("no rollback") from error
         raise
     else:
         note(path, "left None")
@@ -88,7 +90,7 @@ shared_task(coroutine_body, name="runtime.coroutine", bind=True)
 
 
 @shared_task(name="runtime.sleep")
-def sleep(path: str, seconds: float, kind: str = "") -> None:
+def sleep(path: str, seconds: float, kind: str = "", word: str = "") -> None:
     note(path, "start")
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -131,6 +131,31 @@ def test_stopped_worker_hands_back_and_the_next_one_runs(
     assert plane.states(task_id).count("SUCCESS") == 1
 
 
+@pytest.mark.parametrize(
+    ("task", "args"),
+    [
+        ("sleep", (30, "sync", "rollback fails")),
+        ("sleep", (30, "async", "rollback fails")),
+        ("wait", ("rollback fails", "sync")),
+    ],
+)
+def test_context_that_cannot_be_left_stops_no_handing_back(
+    redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn, task: str, args: tuple[object, ...]
+) -> None:
+    plane = plane_on(redis_url, redis_url)
+    module = "tests.workers.runtime_tasks"
+    settings = {"soft_shutdown_s": "0.5", "include": module, "context": f"{module}:context"}
+    worker = start_worker(redis_url, redis_url, "-c", "1", settings=settings)
+    path = tmp_path / "witness"
+    task_id = plane.send(f"runtime.{task}", str(path), *args, queue="work")
+    wait_until(lambda: lines(path, "start"), 10, "the body has started")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert len(lines(path, "left SystemExit")) == 1
+    assert plane.states(task_id) == ["STARTED"]
+    assert plane.lease(task_id) is None
+
+
 def test_broker_lost_during_a_body(
     amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
 ) -> None:
