@@ -13,8 +13,8 @@ from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
 from app.api.capable import warnings_of
 from app.api.documents import problems, writing
+from app.api.edits import settled
 from app.api.idempotency import KeyOf
-from app.api.jobs import settled
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunFilter, page_of_runs
 from app.api.schemas.fields import Instant, NothingIn

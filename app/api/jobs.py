@@ -5,28 +5,25 @@ from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from app.api import pages
 from app.api.bodies import MERGE_PATCH, JsonRoute, merge
 from app.api.caller import CallerOf
-from app.api.capable import StrictOf, warnings_of
-from app.api.conditions import IfMatch, IfMatchOf
+from app.api.capable import StrictOf
+from app.api.conditions import IfMatchOf
 from app.api.documents import body_of, problems, writing
+from app.api.edits import Edited, checked, edited, locked, made, parsed, settled
 from app.api.idempotency import KeyOf
-from app.api.plane import Plane, PlaneOf
-from app.api.problems import field_errors
+from app.api.plane import PlaneOf
 from app.api.schemas.fields import Word
 from app.api.schemas.jobs import JobIn, JobOut, JobPage
 from app.api.views import job_view
 from app.api.writes import Done, json_response, tag, write
-from app.catalogue import queries as catalogue
-from app.database import Connection, Record
-from app.due.tick import settle_job
-from app.errors import Invalid, NotFound
+from app.database import Connection
+from app.errors import Invalid
 from app.schedule import definitions, queries
 from app.schedule.definitions import Definition
-from app.schedule.sizes import check_arguments
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
@@ -75,12 +72,10 @@ async def list_jobs(plane: PlaneOf, query: Annotated[JobQuery, Query()]) -> Resp
 @router.post("", response_model=JobOut, status_code=201, responses=writing(409))
 async def create_job(plane: PlaneOf, caller: CallerOf, body: JobIn, key: KeyOf, strict: StrictOf = False) -> Response:
     """A new job; its schedule begins now. What may keep its runs from running is told in `warnings`."""
-    definition = _checked(plane, body)
+    definition = checked(plane, body)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        job = await definitions.create(connection, now, plane.settings, definition, caller.name)
-        warnings = await warnings_of(connection, now, job, strict=strict)
-        return _done(job, warnings, status=201)
+        return edit_done(await made(plane, connection, now, definition, caller.name, strict=strict), status=201)
 
     return await write(plane, effect, key)
 
@@ -98,11 +93,11 @@ async def replace_job(
     plane: PlaneOf, caller: CallerOf, job_id: UUID, body: JobIn, if_match: IfMatchOf, strict: StrictOf = False
 ) -> Response:
     """Another definition, from now on; what the body leaves out gets its default. An equal one changes nothing."""
-    definition = _checked(plane, body)
+    definition = checked(plane, body)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        job = await _locked(connection, job_id, if_match)
-        return await _edit(plane, connection, now, job, definition, caller.name, strict)
+        job = await locked(connection, job_id, if_match)
+        return edit_done(await edited(plane, connection, now, job, definition, caller.name, strict=strict))
 
     return await write(plane, effect)
 
@@ -125,14 +120,9 @@ async def patch_job(
     patch = await read_patch(request)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        job = await _locked(connection, job_id, if_match)
-        body = merge(Definition.of(job).document(), patch)
-        try:
-            definition = _checked(plane, JobIn.model_validate(body))
-        except ValidationError as error:
-            located = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-            raise Invalid(*field_errors(located, body)) from None
-        return await _edit(plane, connection, now, job, definition, caller.name, strict)
+        job = await locked(connection, job_id, if_match)
+        definition = checked(plane, parsed(merge(Definition.of(job).document(), patch)))
+        return edit_done(await edited(plane, connection, now, job, definition, caller.name, strict=strict))
 
     return await write(plane, effect)
 
@@ -142,20 +132,12 @@ async def delete_job(plane: PlaneOf, job_id: UUID, if_match: IfMatchOf) -> Respo
     """The job is gone and its name free; runs that it has started go on, and stay."""
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        await _locked(connection, job_id, if_match)
+        await locked(connection, job_id, if_match)
         job, runs = await settled(connection, now, job_id)
         await definitions.delete(connection, now, job)
         return Done(None, status=204, runs=runs, ring=bool(runs))
 
     return await write(plane, effect)
-
-
-async def settled(connection: Connection, now: datetime, job_id: UUID) -> tuple[Record, list[Record]]:
-    """The job, locked, with all its times up to now dealt with, and the runs that this made. NotFound."""
-    job, runs = await settle_job(connection, now, job_id)
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
-    return job, runs
 
 
 async def read_patch(request: Request) -> dict[str, Any]:
@@ -166,42 +148,10 @@ async def read_patch(request: Request) -> dict[str, Any]:
     return patch
 
 
-async def _locked(connection: Connection, job_id: UUID, if_match: IfMatch) -> Record:
-    job = await queries.lock_job(connection, job_id)
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
-    if_match.check(job["version"])
-    return job
-
-
-async def _edit(
-    plane: Plane, connection: Connection, now: datetime, job: Record, definition: Definition, author: str, strict: bool
-) -> Done:
-    """The locked job with this definition; the old one is settled first, unless both are equal.
-
-    Work that was there before and fits no more is no reason to refuse another change: it is a warning then.
-    """
-    same_work = all(getattr(definition, name) == job[name] for name in ("task", "queue", "args", "kwargs"))
-    runs: list[Record] = []
-    if Definition.of(job) == definition and job["problem"] is None:
-        job = await definitions.found(connection, job["id"])
-    else:
-        job, runs = await settled(connection, now, job["id"])
-        job = await definitions.edit(connection, now, plane.settings, job, definition, author)
-    warnings = await warnings_of(connection, now, job, strict=strict, refuse=not same_work)
-    if job["contract_problem"] is not None and not same_work:
-        await catalogue.set_contract_problems(connection, [(job["id"], job["version"], None)])
-        job = await definitions.found(connection, job["id"])
-    return _done(job, warnings, runs=runs)
-
-
-def _checked(plane: Plane, body: JobIn) -> Definition:
-    check_arguments(body.args, body.kwargs, plane.settings.args_limit_kib)
-    return body.definition()
-
-
-def _done(job: Record, warnings: list[dict[str, str]], *, status: int = 200, runs: list[Record] | None = None) -> Done:
+def edit_done(done: Edited, *, status: int = 200) -> Done:
+    """The answer to a write of a definition."""
+    job = done.job
     headers = {"ETag": tag(job["version"])}
     if status == 201:
         headers["Location"] = f"/api/v1/jobs/{job['id']}"
-    return Done(job_view(job, warnings), status, headers, runs or (), ring=True)
+    return Done(job_view(job, done.warnings), status, headers, done.runs, ring=True)
