@@ -6,18 +6,23 @@ for any gap: nothing walks from time to time.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final, Literal, assert_never
 from uuid import UUID
 
-from app.schedule.triggers import SECOND, Trigger, count, due_time, newest, next_after, next_due
+from app.schedule.triggers import SECOND, Trigger, count, due_time, newest, next_after, next_due, times
 
-Misfire = Literal["latest"]
+Misfire = Literal["latest", "earliest", "all", "none"]
 Overlap = Literal["skip", "allow"]
-SkipReason = Literal["coalesced", "missed", "overlap", "paused"]
+SkipReason = Literal["coalesced", "missed", "overlap", "paused", "limit"]
 RunOf = Literal["blocker", "fired"]
 
 #: A time is never missed while it is at most this late: ticks are a second apart, and any tick may be slow.
 PUNCTUAL: Final = timedelta(seconds=5)
+#: How late a time may be that fires under the misfire policy `none`.
+NONE_LATE: Final = timedelta(seconds=60)
+#: How many late times fire at once under the policy `all`; the newer ones are skipped, reason `limit`.
+ALL_MOST: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,7 @@ def decide(
     upto = _newest_due(trigger, job_id, cursor, now)
     if upto is None:
         return Decision((), (), cursor, next_due(trigger, job_id, cursor))
-    late = max(timedelta(seconds=catchup_window_s), PUNCTUAL)
-    missed = _newest_due(trigger, job_id, cursor, now - late - timedelta(microseconds=1))
+    missed = _newest_due(trigger, job_id, cursor, now - _latest(misfire, catchup_window_s) - timedelta(microseconds=1))
     return _account(trigger, job_id, cursor, missed, upto, misfire, overlap, blocker)
 
 
@@ -93,8 +97,7 @@ def settle(
     upto = newest(trigger, cursor, end)
     if upto is None:
         return Decision((), (), end, next_due(trigger, job_id, end))
-    late = max(timedelta(seconds=catchup_window_s), PUNCTUAL)
-    missed = _newest_due(trigger, job_id, cursor, now - late - timedelta(microseconds=1))
+    missed = _newest_due(trigger, job_id, cursor, now - _latest(misfire, catchup_window_s) - timedelta(microseconds=1))
     decision = _account(trigger, job_id, cursor, missed, upto, misfire, overlap, blocker)
     return Decision(decision.fire, decision.skips, end, next_due(trigger, job_id, end))
 
@@ -148,15 +151,37 @@ def _account(
         if overlap == "skip" and blocker is not None:
             skips.append(_skip(trigger, "overlap", "blocker", start, upto))
         else:
-            match misfire:
-                case "latest":
-                    fire = (upto,)
-                    earlier = newest(trigger, start, upto - SECOND)
-                    if earlier is not None:
-                        skips.append(_skip(trigger, "coalesced", "fired", start, earlier))
-                case _:
-                    assert_never(misfire)
+            fire, others = _fired(trigger, start, upto, misfire, overlap)
+            skips += others
     return Decision(fire, tuple(skips), upto, next_due(trigger, job_id, upto))
+
+
+def _fired(
+    trigger: Trigger, start: datetime, upto: datetime, misfire: Misfire, overlap: Overlap
+) -> tuple[tuple[datetime, ...], list[SkipRange]]:
+    """Which of the times in (start, upto] fire, and why the others do not; nothing is in the way of the first."""
+    if misfire == "latest":
+        earlier = newest(trigger, start, upto - SECOND)
+        return (upto,), [] if earlier is None else [_skip(trigger, "coalesced", "fired", start, earlier)]
+    # Under `skip` the first that fires is in the way of all behind it.
+    one = misfire == "earliest" or overlap == "skip"
+    fire = tuple(islice(times(trigger, start, upto), 1 if one else ALL_MOST))
+    if fire[-1] == upto:
+        return fire, []
+    match misfire:
+        case "earliest":
+            return fire, [_skip(trigger, "coalesced", "fired", fire[-1], upto)]
+        case "all" | "none":
+            reason: SkipReason = "overlap" if one else "limit"
+            return fire, [_skip(trigger, reason, "fired" if one else None, fire[-1], upto)]
+        case _:
+            assert_never(misfire)
+
+
+def _latest(misfire: Misfire, catchup_window_s: int) -> timedelta:
+    """How late a time may be that is not missed."""
+    late = max(timedelta(seconds=catchup_window_s), PUNCTUAL)
+    return min(late, NONE_LATE) if misfire == "none" else late
 
 
 def _skip(trigger: Trigger, reason: SkipReason, run_of: RunOf | None, after: datetime, last: datetime) -> SkipRange:

@@ -47,13 +47,17 @@ class Tick:
         return max(self._next_look - time.monotonic(), 0)
 
     async def run_once(self) -> bool:
-        """Deal with up to `limit` due jobs in one transaction; True if there may be more."""
+        """Deal with up to `limit` due jobs in one transaction; True if there may be more.
+
+        Jobs that fire many late times at once leave others to the next pass: a transaction makes few more than `limit`
+        runs, and each job is dealt with whole or not at all.
+        """
         async with self._database.transaction() as connection:
             now = await clock(connection)
             read_at = time.monotonic()
             jobs = await queries.claim_due(connection, now, self._limit)
             await faults.at("tick.after_select")
-            runs = await _deal(connection, now, jobs, _decide)
+            runs, dealt = await _deal(connection, now, jobs, _decide, self._limit)
             next_time = await queries.next_due(connection)
             await faults.at("tick.before_commit")
         wait_s = POLL_S if next_time is None else min((next_time - now).total_seconds(), POLL_S)
@@ -64,7 +68,7 @@ class Tick:
             lateness = max(now - run["scheduled_time"] for run in runs)
             log.debug("fired", jobs=len(jobs), runs=len(runs), lateness_s=lateness.total_seconds())
         await announce(self._redis, runs)
-        return len(jobs) == self._limit
+        return len(jobs) == self._limit or dealt < len(jobs)
 
 
 async def settle_job(connection: Connection, now: datetime, job_id: UUID) -> tuple[Record | None, list[Record]]:
@@ -74,7 +78,7 @@ async def settle_job(connection: Connection, now: datetime, job_id: UUID) -> tup
     job = await queries.lock_job(connection, job_id)
     if job is None:
         return None, []
-    runs = await _deal(connection, now, [job], _settle)
+    runs, _ = await _deal(connection, now, [job], _settle)
     return await queries.lock_job(connection, job_id), runs
 
 
@@ -110,16 +114,25 @@ def _settle(job: Record, now: datetime, blocker: UUID | None) -> Decision:
     )
 
 
-async def _deal(connection: Connection, now: datetime, jobs: Sequence[Record], judge: Judge) -> list[Record]:
-    """Write what `judge` decides for locked jobs; a job whose trigger raises is parked, the others go on."""
+async def _deal(
+    connection: Connection, now: datetime, jobs: Sequence[Record], judge: Judge, most: int = 1
+) -> tuple[list[Record], int]:
+    """Write what `judge` decides for locked jobs; a job whose trigger raises is parked, the others go on.
+
+    Returns the runs that were made and how many of the jobs were dealt with: none any more once there are `most` runs.
+    """
     if not jobs:
-        return []
+        return [], 0
     blockers = await queries.oldest_live_runs(connection, [job["id"] for job in jobs if job["overlap"] == "skip"])
     new: list[NewRun] = []
     skips: list[queries.SkipRow] = []
     advances: list[tuple[UUID, datetime, datetime | None, bool]] = []
     problems: list[tuple[UUID, str]] = []
+    dealt = 0
     for job in jobs:
+        if len(new) >= most:
+            break
+        dealt += 1
         blocker = blockers.get(job["id"])
         try:
             decision = judge(job, now, blocker)
@@ -144,7 +157,7 @@ async def _deal(connection: Connection, now: datetime, jobs: Sequence[Record], j
         await queries.advance(connection, now, advances)
     if problems:
         await queries.park(connection, problems)
-    return runs
+    return runs, dealt
 
 
 def _ticks(job: Record) -> bool:

@@ -128,7 +128,7 @@ class Job(SQLModel, table=True):
         Index("jobs_queue_idx", "queue"),
         Index("jobs_contract_problem_idx", "id", postgresql_where=text("contract_problem IS NOT NULL")),
         CheckConstraint("overlap IN ('skip', 'allow')", name="overlap"),
-        CheckConstraint("misfire IN ('latest')", name="misfire"),
+        CheckConstraint("misfire IN ('latest', 'earliest', 'all', 'none')", name="misfire"),
         CheckConstraint("catchup_window_s >= 0", name="catchup_window"),
         CheckConstraint("start_deadline_s IS NULL OR start_deadline_s > 0", name="start_deadline"),
         CheckConstraint("deadline_s IS NULL OR deadline_s > 0", name="deadline"),

@@ -73,11 +73,66 @@ def skip(reason: Any, run_of: Any, first: str, last: str, number: int) -> SkipRa
             "10:02",
             id="a run is in nobody's way",
         ),
+        pytest.param(
+            *("10:09:30", {"catchup_window_s": 150, "misfire": "earliest"}, ["10:07"]),
+            [skip("missed", None, "10:01", "10:06", 6), skip("coalesced", "fired", "10:08", "10:09", 2)],
+            "10:09",
+            id="the oldest in the window fires for all",
+        ),
+        pytest.param("10:01", {"misfire": "earliest"}, ["10:01"], [], "10:01", id="the only one is the oldest too"),
+        pytest.param(
+            *("10:09:30", {"catchup_window_s": 150, "misfire": "all", "overlap": "allow"}),
+            ["10:07", "10:08", "10:09"],
+            [skip("missed", None, "10:01", "10:06", 6)],
+            "10:09",
+            id="each in the window fires",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "all"}, ["10:01"], [skip("overlap", "fired", "10:02", "10:03", 2)], "10:03"),
+            id="the first of all is in the way of the others",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "all", "blocker": RUN}, []),
+            [skip("overlap", "blocker", "10:01", "10:03", 3)],
+            "10:03",
+            id="a run is in the way of each",
+        ),
+        pytest.param(
+            *("10:04:30", {"misfire": "none", "overlap": "allow"}, ["10:04"]),
+            [skip("missed", None, "10:01", "10:03", 3)],
+            "10:04",
+            id="late ones do not fire",
+        ),
+        pytest.param(
+            *("10:04", {"misfire": "none", "overlap": "allow"}, ["10:03", "10:04"]),
+            [skip("missed", None, "10:01", "10:02", 2)],
+            "10:04",
+            id="a minute late is not too late",
+        ),
+        pytest.param(
+            *("10:04:30", {"misfire": "none", "catchup_window_s": 20}, []),
+            [skip("missed", None, "10:01", "10:04", 4)],
+            "10:04",
+            id="the window is the shorter of the two",
+        ),
     ],
 )
 def test_decide(now: str, policies: dict[str, Any], fire: list[str], skips: list[SkipRange], cursor: str) -> None:
     decision = decide(MINUTELY, job_id=JOB, cursor=at("10:00"), now=at(now), **policies)
     assert decision == Decision(tuple(map(at, fire)), tuple(skips), at(cursor), at(cursor) + timedelta(minutes=1))
+
+
+def test_all_is_at_most_a_hundred_however_long_the_absence() -> None:
+    """The oldest fire; what is over the limit is counted by arithmetic."""
+    late: dict[str, Any] = {"job_id": JOB, "cursor": at("00:00"), "misfire": "all", "overlap": "allow"}
+    year = decide(EACH_SECOND, now=at("00:00") + timedelta(days=365), catchup_window_s=366 * 86_400, **late)
+    assert year.fire == tuple(at("00:00") + n * SECOND for n in range(1, 101))
+    assert year.skips == (
+        SkipRange("limit", None, at("00:01:41"), at("00:00") + timedelta(days=365), 365 * 86_400 - 100, exact=True),
+    )
+    assert year.cursor == at("00:00") + timedelta(days=365)
+    assert settle(EACH_SECOND, now=at("00:01:40.5"), **late).fire == year.fire
+    assert not settle(EACH_SECOND, now=at("00:01:40.5"), **late).skips
 
 
 def test_a_daily_time_in_an_overlap_fires_once() -> None:
@@ -183,6 +238,7 @@ def jobs(draw: st.DrawFn) -> tuple[Trigger, dict[str, Any]]:
     )
     policies = {
         "overlap": draw(st.sampled_from(["skip", "allow"])),
+        "misfire": draw(st.sampled_from(["latest", "earliest", "all", "none"])),
         "catchup_window_s": draw(st.sampled_from([0, 10, 3600, 86_400, 10**9])),
     }
     return trigger, policies
@@ -216,7 +272,9 @@ def test_every_time_is_accounted_for_once(
         check(trigger, decision, cursor, now, kind)
         blocking = blocked and policies["overlap"] == "skip"
         assert not (blocking and decision.fire)
-        assert {row.run_of for row in decision.skips if row.reason == "overlap"} <= ({"blocker"} if blocking else set())
+        in_the_way = {row.run_of for row in decision.skips if row.reason == "overlap"}
+        assert in_the_way <= ({"blocker"} if blocking else {"fired"} if policies["overlap"] == "skip" else set())
+        assert len(decision.fire) <= (1 if policies["overlap"] == "skip" else 100)
         cursor = decision.cursor
         total += accounted(decision)
         assert (total, True) == count(trigger, begin, cursor)
@@ -234,7 +292,7 @@ def check(trigger: Trigger, decision: Decision, cursor: datetime, now: datetime,
     # Runs and rows follow each other without a hole and without meeting.
     pieces = [*((row.first, row.last) for row in decision.skips), *((time, time) for time in decision.fire)]
     reached = cursor
-    for first, last in pieces:
+    for first, last in sorted(pieces):
         assert next_after(trigger, reached) == first <= last
         reached = last
     following = next_after(trigger, reached)

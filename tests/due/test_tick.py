@@ -133,6 +133,46 @@ async def test_many_schedulers_fire_each_time_once(database: Database, redis: Re
             assert sum(await accounted(connection, job)) == (row["cursor_time"] - cursor).total_seconds()
 
 
+@pytest.mark.parametrize("point", ["tick.after_select", "tick.before_commit", "tick.after_commit"])
+async def test_all_makes_up_for_a_long_downtime_whoever_dies_meanwhile(
+    database: Database, redis: Redis, point: str
+) -> None:
+    """Each pass is bounded, no job loses its place, and no time fires twice, also with a crash between two passes."""
+    jobs = [await begin(database, 60 * n, misfire="all") for n in (1, 2, 3, 4)]
+    faults.arm(f"{point}=raise*2")
+    ticks = [Tick(database, redis, 100) for _ in range(3)]
+    ended = await asyncio.gather(*(until_idle(tick) for tick in ticks), return_exceptions=True)
+    assert [type(end) for end in ended if end is not None] == [faults.InjectedFault]
+    faults.arm("")
+    await until_idle(Tick(database, redis, 100))
+    async with database.reading() as connection:
+        passes = await connection.fetch("SELECT count(*) AS runs FROM runs GROUP BY create_time")
+        assert max(row["runs"] for row in passes) < 100 + 100
+        for job, cursor in jobs:
+            row = await connection.fetchrow("SELECT cursor_time FROM jobs WHERE id = $1", job)
+            behind = int((row["cursor_time"] - cursor).total_seconds())
+            assert sum(await accounted(connection, job)) == behind
+            first = await connection.fetch(
+                "SELECT scheduled_time FROM runs WHERE job_id = $1 ORDER BY scheduled_time LIMIT 60", job
+            )
+            assert [row[0] for row in first] == [cursor + timedelta(seconds=n) for n in range(1, 61)]
+            skips = await connection.fetch("SELECT reason, first_time FROM skips WHERE job_id = $1", job)
+            assert [(row["reason"], row["first_time"]) for row in skips][: behind > 100] == (
+                [("limit", cursor + timedelta(seconds=101))] if behind > 100 else []
+            )
+
+
+async def test_the_oldest_fires_for_all_and_the_others_name_it(database: Database, redis: Redis) -> None:
+    job, cursor = await begin(database, 10, misfire="earliest")
+    await Tick(database, redis, 100).run_once()
+    async with database.reading() as connection:
+        run = await connection.fetchrow("SELECT * FROM runs WHERE job_id = $1", job)
+        skip = await connection.fetchrow("SELECT * FROM skips WHERE job_id = $1", job)
+    assert run["scheduled_time"] == cursor + timedelta(seconds=1)
+    assert (skip["reason"], skip["run_id"], skip["count"] >= 9) == ("coalesced", run["id"], True)
+    assert skip["first_time"] == cursor + timedelta(seconds=2)
+
+
 async def until_idle(tick: Tick) -> None:
     while await tick.run_once():
         pass

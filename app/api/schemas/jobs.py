@@ -107,7 +107,11 @@ class JobIn(In):
     overlap: Literal["skip", "allow"] = Field(
         "skip", description="what happens at a scheduled time while a run of the job has not ended"
     )
-    misfire: Literal["latest"] = Field("latest", description="which of several late scheduled times fires")
+    misfire: Literal["latest", "earliest", "all", "none"] = Field(
+        "latest",
+        description="which of several late scheduled times in the window fire: the newest, the oldest, each (at most "
+        "100, oldest first), or only what is at most 60 s late",
+    )
     catchup_window_s: Annotated[Count, Field(ge=0, le=366 * DAY_S)] = Field(
         DAY_S, description="a scheduled time that is older than this when first looked at is missed"
     )
