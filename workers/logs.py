@@ -7,7 +7,6 @@ library are wrapped once a process captures: `Logger.callHandlers`, `Thread.star
 them stand a `sys.stdout` and `sys.stderr` that pass on what they get. All lines also go where they always went.
 """
 
-import contextlib
 import logging
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any, Final, Self, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from workers.log_stream import END_S, AttemptLog, stream
 from workers.masks import Masker
@@ -82,8 +81,9 @@ class _Partial:
         if len(text) > room:
             self.cut += len(text[room:].encode("utf-8", "backslashreplace"))
             text = text[:room]
-        self.pieces.append(text)
-        self.size += len(text)
+        if text:
+            self.pieces.append(text)
+            self.size += len(text)
 
 
 class TaskLog:
@@ -101,6 +101,8 @@ class TaskLog:
         """A log record."""
         try:
             message = record.getMessage()
+        except SoftTimeLimitExceeded:
+            raise  # came by a signal, and is the body's
         except Exception:  # arguments that do not fit: logging itself complains about them on stderr
             message = f"{record.msg!r:.1000} % {record.args!r:.1000}"
         if record.name == _PRINTED:
@@ -282,9 +284,13 @@ class _Stream:
             if speaking is not None:
                 _thread.busy = True
                 try:
-                    with contextlib.suppress(Exception):  # what it cannot take is the stream's to complain about
+                    try:
                         raw = isinstance(text, bytes | bytearray)
                         speaking.printed(id(self), text.decode("utf-8", "backslashreplace") if raw else str(text))
+                    except SoftTimeLimitExceeded:
+                        raise  # came by a signal, and is the body's
+                    except Exception:  # noqa: S110 - what it cannot take is the stream's to complain about
+                        pass
                     # Celery's own redirection makes a record of it, and handlers write that here again.
                     return self._pass_on(text)
                 finally:
@@ -343,6 +349,8 @@ def _call_handlers(inner: Callable[..., None]) -> Callable[..., None]:
             if record.levelno >= speaking.level and record.name != _OURS:
                 try:
                     speaking.record(record)
+                except SoftTimeLimitExceeded:
+                    raise  # came by a signal, and is the body's
                 except Exception as error:
                     speaking.say(_stamp(time.time()), "WARNING jobplane: ", f"a line was lost: {type(error).__name__}")
             return inner(self, record)

@@ -1,5 +1,7 @@
 """What a task logs and prints is in its attempt's stream: all of it, in order, and nothing of another run."""
 
+import io
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -17,7 +20,7 @@ from tests.proxy import TcpProxy
 from tests.workers.conftest import StartWorker, worker_process
 from tests.workers.plane import Plane
 from workers.log_stream import AttemptLog, LogStream
-from workers.logs import LINE_LIMIT, TaskLog
+from workers.logs import LINE_LIMIT, TaskLog, _call_handlers, _current, _Partial, _Stream
 from workers.masks import Masker
 from workers.protocol import LOG_HEAD, LOG_TAIL, LOGS_KEY, TaskId, log_key
 
@@ -384,3 +387,30 @@ def pieces(*said: str) -> list[str]:
 )
 def test_printed_pieces_become_lines(said: tuple[str, ...], lines: list[str]) -> None:
     assert pieces(*said) == lines
+
+
+def test_what_never_ends_its_line_takes_no_more_memory() -> None:
+    line = _Partial()
+    for _ in range(100_000):
+        line.add(".")
+    assert len(line.pieces) == line.size == 100_000 - line.cut
+    assert line.size < 2 * LINE_LIMIT
+
+
+class Late:
+    """As if the soft time limit came while this is written."""
+
+    def __str__(self) -> str:
+        raise SoftTimeLimitExceeded
+
+
+def test_a_soft_time_limit_goes_through_to_the_body() -> None:
+    token = _current.set(TaskLog(attempt_log(Idle("redis://localhost:1")), 20, Masker()))
+    try:
+        record = logging.LogRecord("shop", logging.INFO, __file__, 1, "%s", (Late(),), None)
+        with pytest.raises(SoftTimeLimitExceeded):
+            _call_handlers(lambda *_: None)(logging.getLogger("shop"), record)
+        with pytest.raises(SoftTimeLimitExceeded):
+            _Stream(io.StringIO()).write(Late())
+    finally:
+        _current.reset(token)
