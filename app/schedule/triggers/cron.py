@@ -1,15 +1,12 @@
 """Cron expressions, with cronsim as the engine. Instants and walls are whole seconds since 1970, as in `zones`.
 
-cronsim finds the walls that an expression names, on a plain calendar without clock changes; which instant a wall is,
-is decided here, with the rule of Debian cron for expressions with seconds and for shifts of any size alike:
-
-- minute or hour begins with `*`: every instant whose wall matches (both halves of an overlap, none in a gap);
-- else at fixed times: each wall once, at the first instant that shows it, or at the end of the gap that left it out.
+cronsim finds the walls that an expression names, on a plain calendar without clock changes; `walls` decides which
+instants those are. An expression whose minute or hour begins with `*` follows elapsed time, any other is at fixed
+times; also with seconds, where cronsim itself has no rule.
 """
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
@@ -17,7 +14,9 @@ from typing import Final
 
 from cronsim import CronSim, CronSimError
 
-from app.schedule.triggers.zones import DAY, Stretch, instant_of, latest_wall, stretch
+from app.schedule.triggers import walls
+from app.schedule.triggers.walls import ORIGIN
+from app.schedule.triggers.zones import DAY
 
 MAX_LENGTH: Final = 500
 
@@ -40,11 +39,8 @@ _NAMES: Final[tuple[tuple[str, ...], ...]] = (
 )
 _EXTRAS: Final = ("", "", "", ", L or LW", " or JAN to DEC", ", SUN to SAT, 5L or MON#2")
 
-_ORIGIN: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - a wall has no zone
 #: From here cronsim is asked once whether an expression matches at all; it looks 50 years ahead.
 _REFERENCE: Final = datetime(2000, 1, 1)  # noqa: DTZ001
-#: Nothing is scheduled from the year 3000 on.
-HORIZON: Final = 32_503_680_000
 
 
 class CronError(ValueError):
@@ -76,6 +72,29 @@ class Cron:
             number += sum(one < minute for one in self.minutes) * per_minute
             if minute in self.minutes:
                 number += sum(one <= second for one in self.seconds)
+        return number
+
+    def next_wall(self, wall: int) -> int | None:
+        return self._wall(wall, back=False)
+
+    def previous_wall(self, wall: int) -> int | None:
+        return self._wall(wall, back=True)
+
+    def _wall(self, wall: int, *, back: bool) -> int | None:
+        found = next(CronSim(self.text, ORIGIN + timedelta(seconds=wall), reverse=back), None)
+        return None if found is None else (found - ORIGIN) // timedelta(seconds=1)
+
+    def count_walls(self, after: int, until: int) -> int:
+        first, last = after // DAY, until // DAY
+        per_day = self.until(DAY - 1)
+        number = 0
+        day = date(1970, 1, 1) + timedelta(days=first)
+        for index in range(first, last + 1):
+            if self.matches_day(day):
+                number += self.until(until % DAY) if index == last else per_day
+                if index == first:
+                    number -= self.until(after % DAY)
+            day += timedelta(days=1)
         return number
 
 
@@ -177,91 +196,20 @@ def _value(index: int, text: str) -> int | None:
 @lru_cache(maxsize=65_536)
 def following(expression: str, zone: str, after: int) -> int | None:
     """The first time strictly after an instant; None if there is none within 50 years."""
-    cron = compiled(expression)
-    if not cron.elapsed:
-        wall = _wall(cron, latest_wall(zone, after))
-        return None if wall is None else instant_of(zone, wall)
-    instant = after + 1
-    while instant < HORIZON:
-        here = stretch(zone, instant)
-        wall = _wall(cron, instant + here.offset - 1)
-        if wall is None:
-            return None
-        if wall - here.offset < here.end:
-            return wall - here.offset
-        # Walls between here and `wall` do not match; only right after an overlap could older walls come again.
-        instant = max(here.end, wall - 2 * DAY) if here.end - instant > 2 * DAY else here.end
-    return None
+    return walls.following(compiled(expression), zone, after)
 
 
 @lru_cache(maxsize=16_384)
 def preceding(expression: str, zone: str, until: int) -> int | None:
     """The newest time not after an instant; None if there is none since 1970."""
-    cron = compiled(expression)
-    if not cron.elapsed:
-        wall = _wall(cron, latest_wall(zone, until) + 1, back=True)
-        return None if wall is None else instant_of(zone, wall)
-    instant = until
-    while instant >= 0:
-        here = stretch(zone, instant)
-        wall = _wall(cron, instant + here.offset + 1, back=True)
-        if wall is None:
-            return None
-        if wall - here.offset >= here.start:
-            return wall - here.offset
-        instant = min(here.start - 1, wall + 2 * DAY) if instant - here.start > 2 * DAY else here.start - 1
-    return None
-
-
-def _wall(cron: Cron, wall: int, *, back: bool = False) -> int | None:
-    """The next matching wall strictly after this one, or strictly before it."""
-    found = next(CronSim(cron.text, _ORIGIN + timedelta(seconds=wall), reverse=back), None)
-    return None if found is None else (found - _ORIGIN) // timedelta(seconds=1)
+    return walls.preceding(compiled(expression), zone, until)
 
 
 @lru_cache(maxsize=16_384)
 def count(expression: str, zone: str, after: int, until: int, bound: int) -> tuple[int, bool]:
     """How many times there are in (after, until], by arithmetic over days; at most `bound` days are looked at."""
-    cron = compiled(expression)
     exact = until - after <= bound * DAY
-    until = min(until, after + bound * DAY)
-    if until <= after:
-        return 0, exact
-    if cron.elapsed:
-        number = 0
-        for first, here in _stretches(zone, after + 1, until):
-            last = min(until, here.end - 1)
-            number += _count_walls(cron, first - 1 + here.offset, last + here.offset)
-        return number, exact
-    number = _count_walls(cron, latest_wall(zone, after), latest_wall(zone, until))
-    for first, here in _stretches(zone, after + 1, until):
-        if here.gap and first == here.start:
-            together = _count_walls(cron, here.start + here.before - 1, here.start + here.offset)
-            number -= max(0, together - 1)
-    return number, exact
-
-
-def _stretches(zone: str, first: int, last: int) -> Iterator[tuple[int, Stretch]]:
-    """The stretches that hold the instants from `first` to `last`, each with the first of the instants it holds."""
-    while first <= last:
-        here = stretch(zone, first)
-        yield first, here
-        first = here.end
-
-
-def _count_walls(cron: Cron, after: int, until: int) -> int:
-    """How many matching walls there are in (after, until]."""
-    first, last = after // DAY, until // DAY
-    per_day = cron.until(DAY - 1)
-    number = 0
-    day = date(1970, 1, 1) + timedelta(days=first)
-    for index in range(first, last + 1):
-        if cron.matches_day(day):
-            number += cron.until(until % DAY) if index == last else per_day
-            if index == first:
-                number -= cron.until(after % DAY)
-        day += timedelta(days=1)
-    return number
+    return walls.count(compiled(expression), zone, after, min(until, after + bound * DAY)), exact
 
 
 def describe(expression: str) -> str:
@@ -273,27 +221,4 @@ def describe(expression: str) -> str:
 
 def note(expression: str, zone: str, instant: int) -> str | None:
     """What a clock change does to this time of the expression; None on ordinary days."""
-    cron = compiled(expression)
-    here = stretch(zone, instant)
-    wall = instant + here.offset
-    day = _clock(wall, "%Y-%m-%d")
-    if here.repeats(instant):
-        return f"{_clock(wall)} happens twice on {day} in {zone}; this is the second" if cron.elapsed else None
-    later = stretch(zone, here.end)
-    if here.end <= wall - later.offset and later.repeats(wall - later.offset):
-        which = "this is the first" if cron.elapsed else "fires at the first only"
-        return f"{_clock(wall)} happens twice on {day} in {zone}; {which}"
-    if cron.elapsed or instant != here.start or not here.gap:
-        return None
-    first = _wall(cron, here.start + here.before - 1)
-    if first is None or first >= wall:
-        return None
-    last = _wall(cron, wall, back=True)
-    missing = _clock(first) if first == last or last is None else f"{_clock(first)} to {_clock(last)}"
-    verb = "does" if first == last else "do"
-    return f"{missing} {verb} not exist on {_clock(first, '%Y-%m-%d')} in {zone}; fires at {_clock(wall)}"
-
-
-def _clock(wall: int, pattern: str = "") -> str:
-    shown = _ORIGIN + timedelta(seconds=wall)
-    return shown.strftime(pattern or ("%H:%M:%S" if shown.second else "%H:%M"))
+    return walls.note(compiled(expression), zone, instant)

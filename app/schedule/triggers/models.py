@@ -22,10 +22,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.schedule.triggers import cron, zones
+from app.schedule.triggers.walls import HORIZON
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: The last instant that a trigger may name.
-LATEST: Final = EPOCH + timedelta(seconds=cron.HORIZON - 1)
+LATEST: Final = EPOCH + timedelta(seconds=HORIZON - 1)
 
 _EXAMPLE: Final = "such as 2026-03-08T02:30:00Z"
 #: Celery's names for the fields of a cron expression, in the order of the expression.

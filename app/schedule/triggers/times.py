@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from app.schedule.triggers import cron
 from app.schedule.triggers.models import EPOCH, CronTrigger, IntervalTrigger, OnceTrigger, Trigger, seconds
+from app.schedule.triggers.walls import HORIZON
 
 SECOND: Final = timedelta(seconds=1)
 
@@ -150,7 +151,7 @@ def _bounds(trigger: Trigger) -> tuple[int, int]:
     if isinstance(trigger, OnceTrigger):
         return seconds(trigger.run_time), seconds(trigger.run_time)
     first = 0 if trigger.start_time is None else seconds(trigger.start_time)
-    return first, cron.HORIZON - 1 if trigger.end_time is None else seconds(trigger.end_time)
+    return first, HORIZON - 1 if trigger.end_time is None else seconds(trigger.end_time)
 
 
 def _anchor(trigger: IntervalTrigger) -> int:
