@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import faults, log
-from app.api import catalogue, documents, feed, health, job_actions, jobs, logs, problems, queues, runs, why
+from app.api import catalogue, documents, feed, health, job_actions, jobs, logs, problems, queues, runs, versions, why
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
@@ -67,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         jobs.router,
         job_actions.router,
         job_actions.previews,
+        versions.router,
         runs.router,
         logs.router,
         why.router,

@@ -54,12 +54,13 @@ async def settled(connection: Connection, now: datetime, job_id: UUID) -> tuple[
     return job, runs
 
 
-async def locked(connection: Connection, job_id: UUID, if_match: IfMatch) -> Record:
+async def locked(connection: Connection, job_id: UUID, if_match: IfMatch | None = None) -> Record:
     """The job, locked. NotFound, PreconditionFailed."""
     job = await queries.lock_job(connection, job_id)
     if job is None:
         raise NotFound(f"there is no job {job_id}")
-    if_match.check(job["version"])
+    if if_match is not None:
+        if_match.check(job["version"])
     return job
 
 

@@ -13,12 +13,12 @@ from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
 from app.api.capable import warnings_of
 from app.api.documents import problems, writing
-from app.api.edits import settled
+from app.api.edits import locked, settled
 from app.api.idempotency import KeyOf
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunFilter, page_of_runs
-from app.api.schemas.fields import Instant, NothingIn
-from app.api.schemas.jobs import JobOut, LedgerOut, PauseIn, PreviewIn, TimesOut, TriggerNowIn
+from app.api.schemas.fields import Instant
+from app.api.schemas.jobs import JobOut, LedgerOut, PauseIn, PreviewIn, ResumeIn, TimesOut, TriggerNowIn
 from app.api.schemas.runs import RunOut, RunPage
 from app.api.views import job_view
 from app.api.writes import Done, json_response, tag, write
@@ -47,15 +47,34 @@ async def pause_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: PauseI
 
 
 @router.post("/resume", response_model=JobOut, responses=writing(404))
-async def resume_job(plane: PlaneOf, job_id: UUID, body: NothingIn | None = None) -> Response:
-    """The schedule goes on from now; the times since the pause are accounted for as skipped."""
+async def resume_job(plane: PlaneOf, job_id: UUID, body: ResumeIn | None = None) -> Response:
+    """The schedule goes on from now; the times since the pause are accounted for as skipped.
+
+    With `from` it goes on from then: the times since are late, and `misfire` and `catchup_window_s` say which of them
+    fire. What was accounted for already, before the pause or by an edit since, stays as it is. One that is not paused
+    stays as it is.
+    """
+    begin = body.begin if body else None
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        job, runs = await settled(connection, now, job_id)
+        if begin is not None and begin > now:
+            raise Invalid.field("/from", "must not be in the future")
+        until = now if begin is None else await _before(connection, now, job_id, begin)
+        job, runs = await settled(connection, until, job_id)
         job = await definitions.resume(connection, now, job)
         return Done(job_view(job), headers={"ETag": tag(job["version"])}, runs=runs, ring=True)
 
     return await write(plane, effect)
+
+
+async def _before(connection: Connection, now: datetime, job_id: UUID, begin: datetime) -> datetime:
+    """Up to when a paused job is settled so that it goes on with `begin`. NotFound."""
+    job = await locked(connection, job_id)
+    if job["pause_time"] is None:
+        return now
+    last = (begin - timedelta(microseconds=1)).replace(microsecond=0)  # scheduled times are whole seconds
+    cursor: datetime = job["cursor_time"]
+    return max(last, cursor)
 
 
 @router.post("/trigger", response_model=RunOut, status_code=201, responses=writing(404))

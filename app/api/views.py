@@ -61,6 +61,22 @@ def job_view(row: Mapping[str, Any], warnings: list[dict[str, str]] | None = Non
     }
 
 
+def version_view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A definition that a job had, out of its row; members that came later are not in it."""
+    stored = row["definition"]
+    definition = {
+        **_ordered(stored, DEFINITION),
+        "trigger": _ordered(stored["trigger"], _TRIGGER),
+        "retry": _ordered({**RETRY_DEFAULTS, **stored["retry"]}, _RETRY),
+    }
+    return {
+        "version": row["version"],
+        "author": row["author"],
+        "create_time": row["create_time"],
+        "definition": definition,
+    }
+
+
 def _ordered(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value[name] for name in names if name in value}
 

@@ -137,10 +137,9 @@ async def pause(connection: Connection, now: datetime, job: Record, reason: str 
 
 
 async def resume(connection: Connection, now: datetime, job: Record) -> Record:
-    """The settled job, back in the schedule from now on."""
+    """The job, back in the schedule from where it is settled up to: now, or where the caller wants it to begin."""
     if job["pause_time"] is not None:
-        cursor = max(job["cursor_time"], now.replace(microsecond=0))
-        next_time = _next(Definition.of(job), job["id"], cursor) if job["problem"] is None else None
+        next_time = _next(Definition.of(job), job["id"], job["cursor_time"]) if job["problem"] is None else None
         await queries.clear_pause(connection, now, job["id"], next_time)
     return await found(connection, job["id"])
 

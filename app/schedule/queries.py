@@ -54,14 +54,40 @@ async def insert_job(
 async def keep_version(
     connection: Connection, now: datetime, job_id: UUID, version: int, definition: Mapping[str, Any], author: str
 ) -> None:
-    """Every definition that a job ever had is kept."""
+    """Every definition that a job ever had is kept, and behind which scheduled time it begins: the job's cursor now."""
     await connection.execute(
-        "INSERT INTO job_versions (job_id, version, definition, author, create_time) VALUES ($1, $2, $3, $4, $5)",
+        """
+        INSERT INTO job_versions (job_id, version, definition, author, create_time, cursor_time)
+        VALUES ($1, $2, $3, $4, $5, (SELECT cursor_time FROM jobs WHERE id = $1))
+        """,
         job_id,
         version,
         definition,
         author,
         now,
+    )
+
+
+async def versions_page(connection: Connection, job_id: UUID, before: int | None, limit: int) -> list[Record]:
+    """The definitions of a job before a version, newest first."""
+    found: list[Record] = await connection.fetch(
+        """
+        SELECT version, definition, author, create_time FROM job_versions
+        WHERE job_id = $1 AND ($2::int IS NULL OR version < $2) ORDER BY version DESC LIMIT $3
+        """,
+        job_id,
+        before,
+        limit,
+    )
+    return found
+
+
+async def version(connection: Connection, job_id: UUID, number: int) -> Record | None:
+    """One definition that a job had."""
+    return await connection.fetchrow(
+        "SELECT version, definition, author, create_time FROM job_versions WHERE job_id = $1 AND version = $2",
+        job_id,
+        number,
     )
 
 

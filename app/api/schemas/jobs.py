@@ -156,6 +156,16 @@ class PauseIn(In):
     reason: Text | None = None
 
 
+class ResumeIn(In):
+    """Where the schedule goes on; from now if left out."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"from": "2026-03-01T22:00:00Z"}]})
+
+    begin: Instant | None = Field(
+        None, alias="from", description="the times from this one on are late instead of skipped; not in the future"
+    )
+
+
 class TriggerNowIn(In):
     """What this one run does otherwise than the job says."""
 
