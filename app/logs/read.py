@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -27,8 +28,12 @@ _MARKS: Final = 48 * MOST_SEGMENTS
 _CLOSE: Final = 64 * 1024
 _TRIES: Final = 4
 _LISTEN_S: Final = 0.25
+#: So many readers ask Redis at once; the others wait for their turn, for a client has 100 connections and more to do.
+AT_ONCE: Final = 32
 _ASK_AGAIN_S: Final = 3.0
 _ASK_SOON_S: Final = 0.5
+
+_turns: WeakKeyDictionary[Redis, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,8 @@ async def _until_news(
     until = time.monotonic() + most_s
     while (left := until - time.monotonic()) > 0 and not leaving():
         await asyncio.sleep(min(_LISTEN_S, left))
-        newest = await stream.newest(redis, run_id, attempt)
+        async with _turn(redis):
+            newest = await stream.newest(redis, run_id, attempt)
         if newest is not None and (known is None or newest.id != known.id):
             return
 
@@ -142,19 +148,24 @@ async def _unsealed(
 ) -> tuple[list[Entry], Entry | None]:
     """The entries of the stream that matter here, and its newest one."""
     try:
-        newest = await stream.newest(redis, run_id, attempt)
-        if newest is None or (row["sealed_id"] and id_order(newest.id) <= id_order(row["sealed_id"])):
-            return [], newest
-        if newest.piece is not None and newest.piece.end <= offset:
-            return [], newest
-        if offset >= sealed_end + _CLOSE:
-            return await stream.newest_from(redis, run_id, attempt, offset), newest
-        entries, _ = await stream.behind(redis, run_id, attempt, row["sealed_id"])
+        async with _turn(redis):
+            newest = await stream.newest(redis, run_id, attempt)
+            if newest is None or (row["sealed_id"] and id_order(newest.id) <= id_order(row["sealed_id"])):
+                return [], newest
+            if newest.piece is not None and newest.piece.end <= offset:
+                return [], newest
+            if offset >= sealed_end + _CLOSE:
+                return await stream.newest_from(redis, run_id, attempt, offset), newest
+            entries, _ = await stream.behind(redis, run_id, attempt, row["sealed_id"])
     except RedisError:
         if row["ended"]:  # all of it is in the store
             return [], None
         raise
     return entries, newest
+
+
+def _turn(redis: Redis) -> asyncio.Semaphore:
+    return _turns.setdefault(redis, asyncio.Semaphore(AT_ONCE))
 
 
 async def _sealed(store: Store, path: str, segments: list[Any], offset: int, limit: int) -> list[Piece]:

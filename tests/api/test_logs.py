@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from app.database import Database, new_id
+from app.logs.read import AT_ONCE, wait_and_read
 from app.logs.seal import Sealer
 from app.logs.store import Store
 from tests.logs.streams import over, write
@@ -104,6 +106,20 @@ async def test_a_process_that_leaves_lets_nobody_wait(
     await asyncio.sleep(0.1)
     await app.state.plane.hub.drain()
     assert told(await asyncio.wait_for(waiting, 10)) == ("", 0, 1, "false")
+
+
+async def test_many_who_wait_leave_connections_to_others(
+    database: Database, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    run_id = await make_run(database)
+    async with Redis.from_url(redis_url, max_connections=AT_ONCE + 1) as few:
+        read = partial(wait_and_read, database, few, Store(tmp_path.as_uri()), run_id)
+        waiting = [asyncio.create_task(read(wait_s=30)) for _ in range(8 * AT_ONCE)]
+        for _ in range(20):
+            await few.ping()
+            await asyncio.sleep(0.05)
+        await write(redis, run_id, b"news\n", 0)
+        assert {chunk.text for chunk in await asyncio.gather(*waiting)} == {"news\n"}
 
 
 async def test_a_long_log_comes_in_parts(client: httpx.AsyncClient, database: Database, redis: Redis) -> None:
