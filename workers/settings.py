@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     def _needs_no_server(cls, given: dict[str, Any]) -> dict[str, Any]:
         if str(given.get("eager", "")).lower() not in {"true", "1", "yes", "on"}:
             return given
-        return {**_NO_SERVER, **given}
+        return {**given, **_NO_SERVER}  # also where the container names them: nobody is there in a test
 
     @classmethod
     def load(cls, **overrides: object) -> Self:

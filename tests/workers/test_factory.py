@@ -119,7 +119,8 @@ def eager(text: str, **settings: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_teams_own_tests_need_no_server() -> None:
+@pytest.mark.parametrize("servers", [{}, {"broker_url": "amqp://localhost:1//", "redis_url": "redis://localhost:1/0"}])
+def test_a_teams_own_tests_need_no_server(servers: dict[str, str]) -> None:
     text = """
 import json
 from workers.app import app
@@ -128,7 +129,7 @@ from tests.workers.team.tasks import halfway, whose
 told = halfway.delay()
 print(json.dumps([told.get(), told.state, whose.delay().get()["main"]]))
 """
-    assert eager(text, eager="true", autodiscover="tests.workers.team") == [2, "SUCCESS", "jobplane"]
+    assert eager(text, eager="true", autodiscover="tests.workers.team", **servers) == [2, "SUCCESS", "jobplane"]
 
 
 def test_what_is_given_to_the_factory_wins() -> None:
