@@ -108,11 +108,15 @@ class Keeper:
     def take(self, attempt: "Attempt", report: str) -> None:
         """Take the attempt's lease and say that it has started, in one step; waits a while if Redis is away.
 
-        The attempt is `lost` afterwards if somebody else holds it, if it has ended, or if Redis was away for too long.
+        The attempt is `lost` afterwards if somebody else holds it, if it has ended, if Redis was away for too long, or
+        if the worker is being stopped.
         """
         delay_s = 0.1
         give_up_time = time.monotonic() + BEGIN_S
         while True:
+            if _given_back:
+                attempt.lose(STOPPED)
+                return
             try:
                 answer = self.say(attempt, report)
                 break
@@ -127,6 +131,8 @@ class Keeper:
             attempt.lost = answer
             return
         self.watch(attempt)
+        if _given_back:
+            attempt.lose(STOPPED)
 
     def watch(self, attempt: "Attempt") -> None:
         """Renew the attempt's lease, if it has one, and carry its news from now on."""
@@ -254,6 +260,7 @@ class Keeper:
 
 _keepers: dict[str, Keeper] = {}
 _making = threading.Lock()
+_given_back = False
 
 
 def keeper(url: str, fence_s: float | None = FENCE_S) -> Keeper:
@@ -265,7 +272,12 @@ def keeper(url: str, fence_s: float | None = FENCE_S) -> Keeper:
 
 
 def give_back_all() -> None:
-    """End every body of this process that holds a lease, and let its message come again."""
+    """End every body of this process that holds a lease, and let its message come again; and begin none from now on.
+
+    What is handed back may come to this worker again, before its event loop has turned.
+    """
+    global _given_back
+    _given_back = True
     for each in list(_keepers.values()):
         each.give_back()
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from app.embedded import Valkey
 from tests.processes import wait_until
 from tests.proxy import TcpProxy
-from workers.keeper import UNRENEWED, Keeper
+from workers.keeper import STOPPED, UNRENEWED, Keeper, give_back_all
 from workers.lease import Attempt, Cancelled, LeaseLost
 from workers.protocol import CANCELLED, DONE, REAPED
 
@@ -87,6 +87,16 @@ def test_end_is_done_and_hand_back_is_nothing(keeper: Keeper) -> None:
     assert keeper.redis.get("lease:done") == DONE
     assert keeper.redis.pttl("lease:done") > 23 * 3600 * 1000
     assert keeper.redis.get("lease:back") is None
+
+
+def test_nothing_begins_once_all_was_given_back(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.keeper._given_back", False)
+    give_back_all()
+    attempt = taken(keeper)
+    assert attempt.lost == STOPPED
+    assert isinstance(attempt.refusal(), Reject)
+    attempt.end(finished=True)
+    assert keeper.redis.keys() == []
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "FAILURE", "REVOKED"])
