@@ -114,7 +114,7 @@ class Keeper:
         delay_s = 0.1
         give_up_time = time.monotonic() + BEGIN_S
         while True:
-            if _given_back:
+            if _given_back.is_set():
                 attempt.lose(STOPPED)
                 return
             try:
@@ -131,7 +131,7 @@ class Keeper:
             attempt.lost = answer
             return
         self.watch(attempt)
-        if _given_back:
+        if _given_back.is_set():
             attempt.lose(STOPPED)
 
     def watch(self, attempt: "Attempt") -> None:
@@ -260,7 +260,7 @@ class Keeper:
 
 _keepers: dict[str, Keeper] = {}
 _making = threading.Lock()
-_given_back = False
+_given_back = threading.Event()
 
 
 def keeper(url: str, fence_s: float | None = FENCE_S) -> Keeper:
@@ -276,8 +276,7 @@ def give_back_all() -> None:
 
     What is handed back may come to this worker again, before its event loop has turned.
     """
-    global _given_back
-    _given_back = True
+    _given_back.set()
     for each in list(_keepers.values()):
         each.give_back()
 

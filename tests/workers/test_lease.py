@@ -90,7 +90,7 @@ def test_end_is_done_and_hand_back_is_nothing(keeper: Keeper) -> None:
 
 
 def test_nothing_begins_once_all_was_given_back(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.keeper._given_back", False)
+    monkeypatch.setattr("workers.keeper._given_back", threading.Event())
     give_back_all()
     attempt = taken(keeper)
     assert attempt.lost == STOPPED
