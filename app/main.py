@@ -18,7 +18,22 @@ from redis.backoff import NoBackoff
 from starlette.middleware.gzip import GZipMiddleware
 
 from app import faults, log
-from app.api import catalogue, documents, feed, health, job_actions, jobs, logs, problems, queues, runs, versions, why
+from app.api import (
+    catalogue,
+    documents,
+    exports,
+    feed,
+    files,
+    health,
+    job_actions,
+    jobs,
+    logs,
+    problems,
+    queues,
+    runs,
+    versions,
+    why,
+)
 from app.api.metrics import PlaneCollector, Requests, registry_of
 from app.api.middleware import BodyLimit, Surroundings
 from app.api.plane import Plane
@@ -64,6 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
     documents.install(app)
     api = APIRouter(prefix="/api/v1")
     for router in (
+        exports.router,  # before the jobs, for its path looks like the id of one
+        files.router,
         jobs.router,
         job_actions.router,
         job_actions.previews,

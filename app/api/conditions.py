@@ -27,6 +27,11 @@ class IfMatch:
         if self._header is not None and not _names(self._header, version):
             raise PreconditionFailed(f"the ETag is {tag(version)}, not {self._header}")
 
+    def check_absent(self) -> None:
+        """PreconditionFailed if the caller expects any version of what is not there."""
+        if self._header is not None:
+            raise PreconditionFailed(f"there is nothing yet, so no ETag {self._header}")
+
 
 class IfNoneMatch:
     """The condition of a read: only news, please."""

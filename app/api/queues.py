@@ -11,7 +11,7 @@ from app.api import pages
 from app.api.backlogs import backlog_of
 from app.api.bodies import MERGE_PATCH, JsonRoute, merge
 from app.api.caller import Caller, CallerOf
-from app.api.conditions import IfMatchOf
+from app.api.conditions import IfMatch, IfMatchOf
 from app.api.documents import body_of, problems, writing
 from app.api.idempotency import KeyOf
 from app.api.jobs import read_patch
@@ -26,6 +26,7 @@ from app.dispatch.broker import BrokerAway, QueueTrouble, connect
 from app.dispatch.purge import Purge
 from app.errors import Conflict, FieldError, Invalid, NameTaken, NotFound, QueueInUse, Unavailable
 from app.schedule import queries
+from app.schedule.plan import Change, changes
 from app.schedule.routes import Binding, check_route
 
 router = APIRouter(prefix="/queues", tags=["queues"], route_class=JsonRoute)
@@ -62,19 +63,8 @@ async def list_queues(plane: PlaneOf, query: Annotated[QueueQuery, Query()]) -> 
 async def create_queue(plane: PlaneOf, caller: CallerOf, body: QueueIn, key: KeyOf) -> Response:
     """A queue is known to the plane from now on; `declare_time` tells when it was found or made on the broker."""
 
-    settings = plane.settings
-    if body.name in {settings.dead_letter_queue, settings.reply_queue}:
-        raise Invalid.field("/name", "is a queue of the plane itself")
-    columns = body.columns()
-
     async def effect(connection: Connection, now: datetime) -> Done:
-        await queries.lock_exchange(connection, columns["exchange"])
-        known = await queries.queues_of_exchange(connection, columns["exchange"])
-        check_route(Binding.of(columns), map(Binding.of, known))
-        row = await queries.insert_queue(connection, now, columns, caller.name)
-        if row is None:
-            raise NameTaken(f"there is a queue {body.name!r} already")
-        return _done(row, status=201)
+        return _done(await made_queue(plane, connection, now, body, caller.name), status=201)
 
     return await write(plane, effect, key)
 
@@ -109,17 +99,7 @@ async def patch_queue(
     patch = await read_patch(request)
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        row = _there(await queries.lock_queue(connection, name), name)
-        if_match.check(row["version"])
-        mutable = _mutable(plane, row)
-        columns = _patched(row, patch, mutable)
-        if all(columns[field] == row[field] for field in columns):
-            return _done(row)
-        strangers = await queries.jobs_of_strangers(connection, name, [row["namespace"], *columns["shared_with"]])
-        if strangers:
-            raise QueueInUse(f"jobs of the namespace {', '.join(strangers)} name the queue {name!r}")
-        changed = {field: columns[field] for field in sorted(mutable)}
-        return _done(await queries.change_queue(connection, now, name, caller.name, changed))
+        return _done(await changed_queue(plane, connection, now, name, patch, caller.name, if_match))
 
     return await write(plane, effect)
 
@@ -182,6 +162,51 @@ async def delete_queue(plane: PlaneOf, name: NameInPath, if_match: IfMatchOf) ->
         return Done(None, status=204)
 
     return await write(plane, effect)
+
+
+async def made_queue(plane: Plane, connection: Connection, now: datetime, body: QueueIn, author: str) -> Record:
+    """A new queue. NameTaken, Invalid."""
+    settings = plane.settings
+    if body.name in {settings.dead_letter_queue, settings.reply_queue}:
+        raise Invalid.field("/name", "is a queue of the plane itself")
+    columns = body.columns()
+    await queries.lock_exchange(connection, columns["exchange"])
+    known = await queries.queues_of_exchange(connection, columns["exchange"])
+    check_route(Binding.of(columns), map(Binding.of, known))
+    row = await queries.insert_queue(connection, now, columns, author)
+    if row is None:
+        raise NameTaken(f"there is a queue {body.name!r} already")
+    return row
+
+
+async def changed_queue(
+    plane: Plane,
+    connection: Connection,
+    now: datetime,
+    name: str,
+    patch: dict[str, Any],
+    author: str,
+    if_match: IfMatch | None = None,
+) -> Record:
+    """A queue with a merge patch applied. NotFound, PreconditionFailed, QueueInUse, Invalid."""
+    row = _there(await queries.lock_queue(connection, name), name)
+    if if_match is not None:
+        if_match.check(row["version"])
+    mutable = _mutable(plane, row)
+    columns = _patched(row, patch, mutable)
+    if all(columns[field] == row[field] for field in columns):
+        return row
+    strangers = await queries.jobs_of_strangers(connection, name, [row["namespace"], *columns["shared_with"]])
+    if strangers:
+        raise QueueInUse(f"jobs of the namespace {', '.join(strangers)} name the queue {name!r}")
+    changed = {field: columns[field] for field in sorted(mutable)}
+    return await queries.change_queue(connection, now, name, author, changed)
+
+
+def queue_changes(plane: Plane, row: Record, patch: dict[str, Any]) -> list[Change]:
+    """What a merge patch would change of a queue. Invalid for what cannot be or cannot change."""
+    columns = _patched(row, patch, _mutable(plane, row))
+    return changes({name: row[name] for name in columns}, columns)
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,6 +9,7 @@ from sqlalchemy import select, true
 
 from app.database import Connection, Record, rows
 from app.models import DEFINITION, Job, Queue, Run
+from app.schedule.plan import OWNER
 
 _LAST_RUN: Final = """
     LEFT JOIN LATERAL (
@@ -157,6 +158,75 @@ async def lock_job(connection: Connection, job_id: UUID) -> Record | None:
     return await connection.fetchrow(
         "SELECT * FROM jobs WHERE id = $1 AND delete_time IS NULL FOR NO KEY UPDATE", job_id
     )
+
+
+async def lock_namespaces(connection: Connection, namespaces: Sequence[str]) -> None:
+    """Let nobody else make jobs by name in these namespaces until the transaction ends."""
+    await connection.execute(
+        """
+        SELECT pg_advisory_xact_lock(hashtext('jobplane namespace'), key)
+        FROM (SELECT DISTINCT hashtext(name) AS key FROM unnest($1::text[]) AS name ORDER BY key) AS keys
+        """,
+        namespaces,
+    )
+
+
+async def lock_jobs_by_name(
+    connection: Connection,
+    namespaces: Sequence[str],
+    names: Sequence[str],
+    owned_in: Sequence[str] = (),
+    owner: str | None = None,
+) -> list[Record]:
+    """The jobs of these names (two lists of one length), and all of `owner` in the namespaces `owned_in`: locked."""
+    found: list[Record] = await connection.fetch(
+        """
+        SELECT * FROM jobs
+        WHERE delete_time IS NULL AND id IN (
+            SELECT named.id FROM unnest($1::text[], $2::text[]) AS wanted (namespace, name)
+            JOIN jobs AS named USING (namespace, name) WHERE named.delete_time IS NULL
+            UNION
+            SELECT id FROM jobs WHERE delete_time IS NULL AND namespace = ANY ($3) AND labels @> $4
+        )
+        ORDER BY id FOR NO KEY UPDATE
+        """,
+        namespaces,
+        names,
+        owned_in,
+        {OWNER: owner},
+    )
+    return found
+
+
+async def jobs_to_export(connection: Connection, namespace: str | None, owner: str | None, limit: int) -> list[Record]:
+    """Jobs of a namespace and an owner (None: of all) in the order of their names."""
+    found: list[Record] = await connection.fetch(
+        """
+        SELECT * FROM jobs
+        WHERE delete_time IS NULL AND ($1::text IS NULL OR namespace = $1) AND labels @> $2
+        ORDER BY namespace, name LIMIT $3
+        """,
+        namespace,
+        {} if owner is None else {OWNER: owner},
+        limit,
+    )
+    return found
+
+
+async def queues_to_export(
+    connection: Connection, namespace: str | None, names: Sequence[str] | None, limit: int
+) -> list[Record]:
+    """Queues of a namespace, out of these names (None: of all), in the order of their names."""
+    found: list[Record] = await connection.fetch(
+        """
+        SELECT * FROM queues
+        WHERE ($1::text IS NULL OR namespace = $1) AND ($2::text[] IS NULL OR name = ANY ($2)) ORDER BY name LIMIT $3
+        """,
+        namespace,
+        names,
+        limit,
+    )
+    return found
 
 
 async def job_with_last_run(connection: Connection, job_id: UUID) -> Record | None:
