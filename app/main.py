@@ -21,12 +21,11 @@ from app import faults, log
 from app.api import (
     catalogue,
     documents,
-    exports,
     feed,
-    files,
     health,
     job_actions,
     jobs,
+    ledger,
     logs,
     problems,
     queues,
@@ -79,11 +78,10 @@ def create_app(settings: Settings) -> FastAPI:
     documents.install(app)
     api = APIRouter(prefix="/api/v1")
     for router in (
-        exports.router,  # before the jobs, for its path looks like the id of one
-        files.router,
         jobs.router,
         job_actions.router,
         job_actions.previews,
+        ledger.router,
         versions.router,
         runs.router,
         logs.router,

@@ -1,14 +1,11 @@
-"""What a job is told to do, and what became of its times: pause, resume, trigger, next, runs, ledger."""
+"""What a job is told to do, and what it did and will do: pause, resume, trigger, next, runs."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field, TypeAdapter, ValidationError
 
-from app.api import pages, queries
 from app.api.bodies import JsonRoute
 from app.api.caller import CallerOf
 from app.api.capable import warnings_of
@@ -17,13 +14,12 @@ from app.api.edits import locked, settled
 from app.api.idempotency import KeyOf
 from app.api.plane import PlaneOf
 from app.api.run_lists import RunFilter, page_of_runs
-from app.api.schemas.fields import Instant
-from app.api.schemas.jobs import JobOut, LedgerOut, PauseIn, PreviewIn, ResumeIn, TimesOut, TriggerNowIn
+from app.api.schemas.jobs import JobOut, PauseIn, PreviewIn, ResumeIn, TimesOut, TriggerNowIn
 from app.api.schemas.runs import RunOut, RunPage
 from app.api.views import job_view
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, clock, new_id
-from app.errors import BadRequest, Invalid
+from app.errors import Invalid
 from app.progress.transition import NewRun, create
 from app.progress.view import run_view
 from app.schedule import definitions, triggers
@@ -149,50 +145,3 @@ async def list_job_runs(plane: PlaneOf, job_id: UUID, query: Annotated[RunFilter
     async with plane.database.reading() as connection:
         await definitions.found(connection, job_id)
         return json_response(await page_of_runs(connection, "job runs", query, job_id=job_id))
-
-
-class LedgerQuery(pages.PageQuery):
-    """Which scheduled times the ledger tells of."""
-
-    begin: Instant | None = Field(None, alias="from", description="from this time on; a day before `to` if left out")
-    end: Instant | None = Field(None, alias="to", description="before this time; now if left out")
-
-
-@router.get("/ledger", response_model=LedgerOut, responses=problems(400, 404))
-async def get_ledger(plane: PlaneOf, job_id: UUID, query: Annotated[LedgerQuery, Query()]) -> Response:
-    """What became of every scheduled time: each is a run, or counted in a row of skips with its reason."""
-    where = pages.place("ledger", query, job_id=job_id)
-    async with plane.database.transaction(isolation="repeatable_read", readonly=True) as connection:
-        await definitions.found(connection, job_id)
-        end = query.end or await clock(connection)
-        begin = query.begin or end - timedelta(days=1)
-        if begin >= end:
-            raise Invalid.field("?from", "must be before `to`")
-        counts = await queries.ledger_counts(connection, job_id, begin, end)
-        rows = await queries.ledger_page(connection, job_id, begin, end, _instant(where.after), where.limit + 1)
-    items, more = where.cut(rows)
-    body = pages.page(where, [_ledger_item(row) for row in items], more, items[-1]["at"].isoformat() if items else None)
-    runs, skipped = counts["runs"], counts["skipped"]
-    return json_response(
-        {"scheduled": runs + skipped, "runs": runs, "skipped": skipped, "exact": counts["exact"], **body}
-    )
-
-
-def _instant(text: str | None) -> datetime | None:
-    try:
-        return None if text is None else TypeAdapter(Instant).validate_strings(text)
-    except ValidationError:
-        raise BadRequest("?cursor is not a cursor of this API") from None
-
-
-def _ledger_item(row: Mapping[str, Any]) -> dict[str, Any]:
-    if row["outcome"] == "run":
-        return {"outcome": "run", "time": row["at"], "run_id": row["run_id"], "state": row["state"]}
-    return {
-        "outcome": "skip",
-        "reason": row["reason"],
-        "run_id": row["run_id"],
-        "first_time": row["at"],
-        "last_time": row["last_time"],
-        "count": row["count"],
-    }

@@ -14,6 +14,8 @@ from app.states import TERMINAL
 
 #: Ids carry the clock of the process that made them, `create_time` that of the database: this far they may be apart.
 _CLOCKS_APART: Final = timedelta(minutes=10)
+#: How many versions of a definition a ledger looks at.
+MOST_VERSIONS: Final = 1000
 
 
 async def run_by_id(connection: Connection, run_id: UUID) -> Record | None:
@@ -83,7 +85,8 @@ async def events_page(connection: Connection, run_id: UUID, after: int, limit: i
 
 
 async def ledger_counts(connection: Connection, job_id: UUID, begin: datetime, end: datetime) -> Record:
-    """How many scheduled times in [begin, end) ran and did not, and whether the count of the latter is exact."""
+    """How many scheduled times in [begin, end) ran, and how many rows of skips that lie inside count, and whether
+    exactly."""
     return cast(
         Record,
         await connection.fetchrow(
@@ -91,14 +94,74 @@ async def ledger_counts(connection: Connection, job_id: UUID, begin: datetime, e
             SELECT (
                 SELECT count(*) FROM runs
                 WHERE job_id = $1 AND kind = 'schedule' AND scheduled_time >= $2 AND scheduled_time < $3
-            ) AS runs, coalesce(sum(count), 0)::bigint AS skipped,
-            coalesce(bool_and(exact AND first_time >= $2 AND last_time < $3), true) AS exact
-            FROM skips WHERE job_id = $1 AND last_time >= $2 AND first_time < $3
+            ) AS runs, coalesce(sum(count), 0)::bigint AS skipped, coalesce(bool_and(exact), true) AS exact
+            FROM skips WHERE job_id = $1 AND last_time >= $2 AND last_time < $3 AND first_time >= $2
             """,
             job_id,
             begin,
             end,
         ),
+    )
+
+
+async def skips_across(connection: Connection, job_id: UUID, begin: datetime, end: datetime) -> list[Record]:
+    """Rows of skips that lie in [begin, end) in part only."""
+    return list(
+        await connection.fetch(
+            """
+            SELECT first_time, last_time, count, exact FROM skips
+            WHERE job_id = $1 AND last_time >= $2 AND first_time < $3 AND (first_time < $2 OR last_time >= $3)
+            """,
+            job_id,
+            begin,
+            end,
+        )
+    )
+
+
+async def ledger_twice(connection: Connection, job_id: UUID, begin: datetime, end: datetime) -> int:
+    """How many runs of scheduled times, and rows of skips, lie at times of another row of skips."""
+    twice: int = await connection.fetchval(
+        """
+        WITH rows AS (
+            SELECT first_time, last_time, max(last_time) OVER (
+                ORDER BY first_time, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ) AS before
+            FROM skips WHERE job_id = $1 AND last_time >= $2 AND first_time < $3
+        )
+        SELECT (SELECT count(*) FROM rows WHERE before >= first_time) + (
+            SELECT count(*) FROM rows JOIN runs ON runs.job_id = $1 AND runs.kind = 'schedule'
+                AND runs.scheduled_time BETWEEN rows.first_time AND rows.last_time
+        )
+        """,
+        job_id,
+        begin,
+        end,
+    )
+    return twice
+
+
+async def versions_between(
+    connection: Connection, job_id: UUID, begin: datetime, end: datetime, limit: int
+) -> list[Record]:
+    """The definitions of a job that were valid at times in [begin, end), oldest first; `begin` is the scheduled time
+    behind which each began, as far as it is known."""
+    return list(
+        await connection.fetch(
+            """
+            WITH versions AS (
+                SELECT version, definition, coalesce(cursor_time, date_trunc('second', create_time)) AS begin
+                FROM job_versions WHERE job_id = $1
+            )
+            SELECT * FROM versions
+            WHERE begin < $3 AND version >= coalesce((SELECT max(version) FROM versions WHERE begin < $2), 0)
+            ORDER BY version LIMIT $4
+            """,
+            job_id,
+            begin,
+            end,
+            limit,
+        )
     )
 
 

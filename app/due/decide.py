@@ -102,14 +102,16 @@ def settle(
     return Decision(decision.fire, decision.skips, end, next_due(trigger, job_id, end))
 
 
-def settle_paused(trigger: Trigger, *, job_id: UUID, cursor: datetime, now: datetime) -> Decision:
+def settle_paused(
+    trigger: Trigger, *, job_id: UUID, cursor: datetime, now: datetime, reason: SkipReason = "paused"
+) -> Decision:
     """What resume does: the times since the pause were skipped, and the job goes on from `now`.
 
-    Serves enabling too, and edit and delete of a job that is paused or disabled.
+    Serves edit and delete of a job that is paused too, and with the reason `missed` those of one that is parked.
     """
     end = max(cursor, _floor(now))
     last = newest(trigger, cursor, end)
-    skips = () if last is None else (_skip(trigger, "paused", None, cursor, last),)
+    skips = () if last is None else (_skip(trigger, reason, None, cursor, last),)
     return Decision((), skips, end, next_due(trigger, job_id, end))
 
 

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import Connection, Database, Record, clock, new_id
 from app.due import queries
-from app.due.decide import Decision, deadline, decide, settle, settle_paused, start_deadline
+from app.due.decide import Decision, SkipReason, deadline, decide, settle, settle_paused, start_deadline
 from app.progress.announce import announce
 from app.progress.transition import NewRun, create
 from app.schedule import triggers
@@ -96,12 +96,14 @@ def _decide(job: Record, now: datetime, blocker: UUID | None) -> Decision:
 
 
 def _settle(job: Record, now: datetime, blocker: UUID | None) -> Decision:
-    trigger, cursor = triggers.load(job["trigger"]), job["cursor_time"]
-    if job["pause_time"] is not None:
-        return settle_paused(trigger, job_id=job["id"], cursor=cursor, now=now)
-    if not job["enabled"] or job["problem"] is not None:
+    cursor = job["cursor_time"]
+    if not job["enabled"]:
         # Nothing was scheduled while it was off: there is nothing to account for.
         return Decision((), (), max(cursor, now.replace(microsecond=0)), None)
+    trigger = triggers.load(job["trigger"])
+    if job["pause_time"] is not None or job["problem"] is not None:
+        reason: SkipReason = "paused" if job["pause_time"] is not None else "missed"
+        return settle_paused(trigger, job_id=job["id"], cursor=cursor, now=now, reason=reason)
     return settle(
         trigger,
         job_id=job["id"],

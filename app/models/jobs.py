@@ -189,6 +189,8 @@ class JobVersion(SQLModel, table=True):
     job_id: UUID = Field(sa_column=Column(Uuid, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True))
     version: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     definition: dict[str, Any] = document()
+    #: The scheduled times behind this one are its own. Null in versions from before this was kept.
+    cursor_time: datetime | None = instant(nullable=True)
     author: str = words()
     create_time: datetime = instant(default=True)
 

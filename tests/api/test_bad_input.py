@@ -44,7 +44,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str]] = [
     ({"time_limit_s": "60"}, "/time_limit_s", "number"),
     ({"time_limit_s": 10, "soft_time_limit_s": 10}, "/soft_time_limit_s", "less than time_limit_s"),
     ({"overlap": "buffer_all"}, "/overlap", "'skip' or 'allow'"),
-    ({"misfire": "all"}, "/misfire", "'latest'"),
+    ({"misfire": "some"}, "/misfire", "'latest'"),
     ({"retry": {"max_attempts": 0}}, "/retry/max_attempts", "greater"),
     ({"retry": {"attempts": 2}}, "/retry/attempts", "not known"),
     ({"labels": {"a": 1}}, "/labels/a", "string"),

@@ -145,6 +145,7 @@ async def test_pause_takes_a_job_out_and_resume_means_from_now(
         await connection.execute(
             "UPDATE jobs SET cursor_time = to_timestamp(floor(extract(epoch FROM now()) / 3600) * 3600 - 10800)"
         )
+        await connection.execute("UPDATE job_versions SET cursor_time = jobs.cursor_time FROM jobs")
     resumed = (await client.post(f"{url}/resume")).json()
     assert (resumed["pause"], resumed["version"]) == (None, 2)
     assert instant(resumed["next_run_time"]) > datetime.now(UTC)
@@ -163,6 +164,7 @@ async def test_an_edit_settles_what_the_old_definition_owed(
         await connection.execute(
             "UPDATE jobs SET cursor_time = date_trunc('hour', now()) - interval '2 h', next_run_time = now()"
         )
+        await connection.execute("UPDATE job_versions SET cursor_time = jobs.cursor_time FROM jobs")
     changed = (await client.patch(f"{JOBS}/{job['id']}", json={"trigger": {"every_s": 7200}})).json()
     assert changed["last_run"]["state"] == "PENDING"
     runs = (await client.get(f"{JOBS}/{job['id']}/runs")).json()["items"]
