@@ -121,6 +121,7 @@ async def _read(
     pieces: list[Piece] = []
     if offset < sealed_end:
         pieces = await _sealed(store, place.log_of(run_id, named), segments, offset, limit)
+        pieces.append(Piece(sealed_end, b""))  # what the store had, and has no more, is cut
     pieces = in_order([*pieces, *(entry.piece for entry in entries if entry.piece)], offset)
     text, position = _shown(pieces, offset, limit)
     at_end = not pieces or position >= pieces[-1].end

@@ -385,3 +385,18 @@ async def test_five_thousand_live_logs(database: Database, redis: Redis, folder_
     last = await folder_store.get(place.log_of(run_ids[-1], 1))
     assert last is not None
     assert last.startswith(b"line\n")
+
+
+async def test_what_somebody_took_out_of_the_store_is_told_as_cut(
+    database: Database, redis: Redis, tmp_path: Path
+) -> None:
+    store, run_id = Store(tmp_path.as_uri()), await make_run(database)
+    await write(redis, run_id, b"one\ntwo\n", 0, last=True)
+    await over(database, run_id)
+    await pass_all(sealer_of(database, redis, store))
+    path = tmp_path / place.log_of(run_id, 1)
+    path.write_bytes(b"one\n")
+    assert (await read(database, redis, store, run_id)).text == "one\n[jobplane: 4 bytes cut here]\n"
+    path.unlink()
+    chunk = await read(database, redis, store, run_id)
+    assert (chunk.text, chunk.next, chunk.ended) == ("[jobplane: 8 bytes cut here]\n", 8, True)
