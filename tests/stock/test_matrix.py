@@ -153,8 +153,9 @@ def killed_worker(bench: Bench, worker: Process) -> None:
     run = bench.post("stock.waits", str(bench.go))
     bench.reaches(run, lambda row: row["state"] == "STARTED", "it has begun")
     worker.kill()
-    # Redis gives back what was taken longer ago than the least timeout of any worker on it.
-    heir = bench.worker(STOCK_VISIBILITY_TIMEOUT_S="0.5")
+    # Redis gives back what was taken longer ago than the least timeout of any worker on it; a worker looks when it
+    # starts, and then not for 100 s: its start must take longer than that.
+    heir = bench.worker(STOCK_VISIBILITY_TIMEOUT_S="0.1")
     wait_until(lambda: bench.said(run) == ["begin", "begin"], 40, "the heir has it")
     bench.go.touch()
     row = bench.ended(run)
