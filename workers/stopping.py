@@ -80,7 +80,10 @@ class Stopping:
             time.sleep(min(HAND_BACK_S, _STILL_S))
             if self._still:
                 state.should_terminate = True
-        time.sleep(PATIENCE_S)
+        # Once more half-way, for a coroutine that does not end is left by its slot when it is told again.
+        for _ in range(2):
+            time.sleep(PATIENCE_S / 2)
+            keeper.give_back_all()
         try:
             log.critical("shutdown_hangs", after_s=round(time.monotonic() - began, 1))
             faulthandler.dump_traceback(2)  # Celery has another object in the place of sys.stderr
