@@ -148,7 +148,7 @@ class Tree:
         address = f"http://{given.host}:{port}"
         self._await_ready(address)
         if not self._stop.is_set():
-            _greet(address, database_url, redis_url, broker_url, data)
+            _greet(address, database_url, redis_url, broker_url, environment["JOBPLANE_LOG_STORE"], data)
 
     def _await_ready(self, address: str) -> None:
         deadline = time.monotonic() + _READY_S
@@ -211,13 +211,14 @@ def _refuse_taken_port(host: str, port: int) -> None:
             raise UpError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
 
 
-def _greet(address: str, database_url: str, redis_url: str, broker_url: str, data: Path) -> None:
+def _greet(address: str, database_url: str, redis_url: str, broker_url: str, store: str, data: Path) -> None:
     say("")
     say("jobplane is up")
     say(f"  API and docs   {address}/docs")
     say(f"  database       {database_url}")
     say(f"  Redis          {redis_url}")
     say(f"  broker         {broker_url}")
+    say(f"  log store      {store}")
     say(f"  data           {data}")
     say("Ctrl-C ends all of it; the data stays.")
 

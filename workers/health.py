@@ -27,6 +27,8 @@ class Status:
     """How a worker fares. Instants are seconds on the machine's monotonic clock."""
 
     pid: int
+    #: When the process was born, as the kernel counts it; a later one of that number is another.
+    born: str
     node: str
     at: float
     #: The queues that messages come from now, and since when there was none; tasks at work.
@@ -46,6 +48,14 @@ def trouble(status: Status, now: float) -> str | None:
     if not status.active and status.hungry_since is None and now - status.turned > PATIENCE_S:
         return f"{status.node}: its event loop stands still for {now - status.turned:.0f} s"
     return None
+
+
+def born(pid: int) -> str:
+    """When a process was born, in the kernel's ticks; empty where that cannot be asked."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def path_of(pid: int) -> Path:
@@ -73,12 +83,18 @@ def found() -> Iterator[Status]:
             if path.lstat().st_uid != os.getuid():
                 continue
             status = Status(**orjson.loads(path.read_bytes()))
-            try:
-                os.kill(status.pid, 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)
-            else:
+            if _is_alive(status):
                 yield status
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(status: Status) -> bool:
+    try:
+        os.kill(status.pid, 0)
+    except ProcessLookupError:
+        return False
+    return born(status.pid) == status.born
 
 
 def main() -> int:

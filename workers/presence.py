@@ -34,6 +34,7 @@ class Presence:
         self._start_time = datetime.now(UTC)
         self._told_queues = False
         self._began = time.monotonic()
+        self._born = health.born(os.getpid())
         #: Since when nothing is consumed, on the monotonic clock.
         self._hungry_since: float | None = None
         #: Since when Redis has not answered, on the monotonic clock.
@@ -94,6 +95,7 @@ class Presence:
             health.write(
                 health.Status(
                     os.getpid(),
+                    self._born,
                     self._worker.hostname,
                     now,
                     consumed,

@@ -15,7 +15,7 @@ from app.embedded import Valkey
 from tests.processes import Process, wait_until
 from tests.workers.conftest import ROOT, worker_process
 from tests.workers.plane import Plane
-from workers.health import PATIENCE_S, Status, trouble
+from workers.health import PATIENCE_S, Status, born, trouble
 
 PlaneOn = Callable[[str, str], Plane]
 TEAM = {"autodiscover": "tests.workers.team", "max_tasks_per_child": "3"}
@@ -82,10 +82,22 @@ def test_no_worker_is_not_sound(tmp_path: Path) -> None:
     assert health(TMPDIR=str(tmp_path)) == (1, "no worker runs here\n")
 
 
-def test_a_worker_that_waits_for_its_broker_lives(tmp_path: Path, redis_url: str) -> None:
-    status = Status(os.getpid(), "w@here", 0.0, [], 0.0, 0, 0.0)
-    file = tmp_path / f"jobplane-worker-{os.getuid()}-{os.getpid()}.json"
+def leave(folder: Path, status: Status) -> Path:
+    """The file of a worker."""
+    file = folder / f"jobplane-worker-{os.getuid()}-{status.pid}.json"
     file.write_text(json.dumps({name: getattr(status, name) for name in Status.__slots__}))
+    return file
+
+
+def test_a_killed_worker_whose_number_another_process_has_is_forgotten(tmp_path: Path) -> None:
+    file = leave(tmp_path, Status(os.getpid(), "1", "w@here", 0.0, [], 0.0, 0, 0.0))
+    assert health(TMPDIR=str(tmp_path)) == (1, "no worker runs here\n")
+    assert not file.exists()
+
+
+def test_a_worker_that_waits_for_its_broker_lives(tmp_path: Path, redis_url: str) -> None:
+    status = Status(os.getpid(), born(os.getpid()), "w@here", 0.0, [], 0.0, 0, 0.0)
+    leave(tmp_path, status)
     here = {"TMPDIR": str(tmp_path), "JOBPLANE_WORKER_REDIS_URL": redis_url}
     code, said = health("--live", JOBPLANE_WORKER_BROKER_URL="amqp://127.0.0.1:1", **here)
     assert (code, said.partition(":")[0]) == (0, "the broker cannot be reached")
@@ -106,7 +118,7 @@ def test_a_worker_that_waits_for_its_broker_lives(tmp_path: Path, redis_url: str
     ],
 )
 def test_what_is_trouble(at: float, hungry_since: float | None, active: int, turned: float, said: str | None) -> None:
-    status = Status(1, "w@here", at, ["a"], hungry_since, active, turned)
+    status = Status(1, "", "w@here", at, ["a"], hungry_since, active, turned)
     assert trouble(status, 100.0) == (f"w@here: {said}" if said else None)
 
 
