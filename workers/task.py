@@ -53,6 +53,7 @@ class Task(CeleryTask):
     """
 
     abstract = True
+    Request = "workers.request:Request"
     #: Whether the body is an `async def`.
     _asynchronous = False
 

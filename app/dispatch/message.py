@@ -1,11 +1,13 @@
 """The Celery message of one dispatch, built by Celery's own code: any stock worker can run it.
 
-Protocol 2: the task's name and options in the headers, `[args, kwargs, embed]` as a JSON body. No ETA, countdown or
-expiry, for waiting happens in the database; argument values in the body only, because headers end up in logs.
+Protocol 2: the task's name and options in the headers, `[args, kwargs, embed]` as a JSON body. No ETA or countdown, for
+waiting happens in the database; argument values in the body only, because headers end up in logs. `expires` is the
+start deadline, for stock workers: they give up a message that they come to too late. The broker knows nothing of it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -60,6 +62,7 @@ def message_of(run: Mapping[str, Any], reply_to: str = "") -> Message:
         args=run["args"],
         kwargs=run["kwargs"],
         retries=run["retries"],
+        expires=_expires(run),
         time_limit=run["time_limit_s"],
         soft_time_limit=run["soft_time_limit_s"],
         argsrepr=_HIDDEN,
@@ -81,6 +84,12 @@ def message_of(run: Mapping[str, Any], reply_to: str = "") -> Message:
         reply_to=reply_to,
         priority=run["priority"],
     )
+
+
+def _expires(run: Mapping[str, Any]) -> datetime | None:
+    """By when a worker must have begun it. Who was begun once before has met its start deadline."""
+    first = run["attempt"] == 1 and run["retries"] == 0
+    return run["start_deadline_time"] if first else None
 
 
 def too_large(message: Message, limit_kib: int | None) -> str | None:

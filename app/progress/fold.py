@@ -11,7 +11,7 @@ from typing import Any
 from app.progress import late, moves, pace
 from app.progress.moves import REVOKED_OUTSIDE, after_error, after_loss, end
 from app.progress.standing import Move, Standing
-from app.states import FAILURE, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
+from app.states import FAILURE, PENDING, RETRY, REVOKED, STARTED, SUCCESS, TERMINAL, may_move
 from workers.protocol import LEASE_REPORT, TaskId
 
 #: Where an exception comes from that says nothing about the work: the worker could not store or send its result.
@@ -136,6 +136,13 @@ def _revoked(now: datetime, standing: Standing, report: Report) -> Standing | No
         return end(now, standing, REVOKED, reason=asked or REVOKED_OUTSIDE)
     if asked and standing.start_time is None:
         return end(now, standing, REVOKED, reason=asked)
+    if error["message"] == "expired" and standing.start_deadline_time is not None and standing.attempt == 1:
+        if standing.state == PENDING:
+            return end(now, standing, REVOKED, reason=moves.START_DEADLINE)
+        if standing.state == RETRY:
+            # Celery hands the expiry of a message on to the task's own retry of it; this attempt did start in time.
+            detail = "the task was to be retried, and its worker took the start deadline for that of the retry"
+            return after_loss(now, standing, {"type": "WorkerLost", "message": detail, "traceback": None})
     # Another worker may have seen a running task as PENDING: only silence makes this the end (the reaper decides).
     if standing.start_time is not None or standing.reason == REVOKED_OUTSIDE:
         return None

@@ -19,6 +19,8 @@ DEADLINE_EXCEEDED = "DeadlineExceeded"
 OUTCOME_UNKNOWN = "OutcomeUnknown"
 #: Reasons that other passes recognise.
 REVOKED_OUTSIDE = "revoked outside jobplane"
+#: The reason of a run that no worker started in time, whoever saw it first.
+START_DEADLINE = "start deadline"
 UNHEARD = "unheard: dispatched, and no worker has said that it started"
 NO_WORKER = "no worker consumes the queue"
 #: How the reason begins.
@@ -179,7 +181,7 @@ def expire(now: datetime) -> Move:
         late = standing.start_deadline_time is not None and standing.start_deadline_time <= now
         if standing.state != PENDING or standing.attempt > 1 or not late:
             return None
-        return end(now, standing, REVOKED, reason="start deadline")
+        return end(now, standing, REVOKED, reason=START_DEADLINE)
 
     return move
 

@@ -55,6 +55,7 @@ def message(queue: str, **changes: Any) -> Message:
             "priority": None,
             "time_limit_s": None,
             "soft_time_limit_s": None,
+            "start_deadline_time": None,
             **changes,
         }
     )

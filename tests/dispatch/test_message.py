@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import celery
 import pytest
@@ -29,6 +30,14 @@ def test_a_message_is_a_task_of_protocol_2_under_the_id_of_its_dispatch() -> Non
     assert made.headers[HEADER] == {"version": 1, "run_id": str(made.run_id), "attempt": 3}
     assert json.loads(made.body)[:2] == [[1, "é"], {"y": 2}]
     assert (made.content_type, made.content_encoding, made.delivery_mode) == ("application/json", "utf-8", 2)
+
+
+def test_a_start_deadline_is_the_expiry_of_what_nobody_has_begun() -> None:
+    deadline = datetime(2026, 11, 22, 10, 0, 30, tzinfo=UTC)
+    assert message("q", start_deadline_time=deadline).headers["expires"] == "2026-11-22T10:00:30+00:00"
+    for begun in ({"attempt": 2}, {"retries": 1}):
+        assert message("q", start_deadline_time=deadline, **begun).headers["expires"] is None
+    assert "expiration" not in json.loads(envelope(message("q", start_deadline_time=deadline)))["properties"]
 
 
 def test_argument_values_stand_in_the_body_only() -> None:

@@ -331,6 +331,20 @@ def test_a_start_deadline_counts_until_the_first_start() -> None:
     assert moves.expire(NOW)(replace(late, attempt=2)) is None
 
 
+def test_a_message_that_a_worker_gave_up_as_expired_was_too_late_for_its_start() -> None:
+    expired = {"exc_type": "TaskRevokedError", "exc_message": ["expired"], "exc_module": "celery.exceptions"}
+    timed = replace(SENT, start_deadline_time=NOW + timedelta(seconds=1))
+    ended = after(timed, report("REVOKED", expired))
+    assert (ended.state, ended.reason) == ("REVOKED", "start deadline"), "the clock of the worker may go before ours"
+    begun = after(timed, report("STARTED"))
+    assert fold(report("REVOKED", expired), NOW)(begun) is None, "a second copy of the message, too late"
+    # A stock worker hands the expiry on to the task's own retry.
+    again = after(begun, report("RETRY", BOOM), report("REVOKED", expired))
+    assert (again.state, again.attempt, again.lost) == ("PENDING", 2, 1)
+    # An expiry that is none of ours.
+    assert after(SENT, report("REVOKED", expired)).reason == moves.REVOKED_OUTSIDE
+
+
 WORDS = st.sampled_from(["STARTED", "PROGRESS", "UPLOADING", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "PENDING", "x"])
 METAS = st.sampled_from(
     [

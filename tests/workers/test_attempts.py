@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from app.embedded import Valkey
 from tests.processes import Process, wait_until
 from tests.workers.conftest import worker_process
 from tests.workers.plane import Plane, lines, new_run
-from workers.protocol import CANCELLED, DONE, HELD, LEASE_REPORT, REAPED, lease_key, presence_key
+from workers.protocol import (
+    CANCELLED,
+    DONE,
+    HELD,
+    LEASE_REPORT,
+    REAPED,
+    RESULT_KEY_PREFIX,
+    TaskId,
+    lease_key,
+    presence_key,
+)
 
 
 class Worker:
@@ -221,3 +232,26 @@ def test_worker_says_that_it_lives(worker: Worker) -> None:
     assert said["concurrency"] == (1 if worker.pool == "solo" else 3)
     assert said["pid"] == worker.process.pid
     assert 0 < worker.plane.redis.pttl(key) <= 15_000
+
+
+def test_of_messages_that_expired_only_one_that_nobody_began_is_given_up(worker: Worker, tmp_path: Path) -> None:
+    """The start deadline of a run: its lease knows more of it than the header does."""
+    plane, path = worker.plane, tmp_path / "witness"
+    past = datetime(2026, 1, 1, tzinfo=UTC)
+    late = plane.send("sample.steps", str(path), 1, queue="work", expires=past)
+    assert plane.wait_for(late, "REVOKED")["result"]["exc_message"] == ["expired"]
+    assert plane.states(late) == ["REVOKED"]
+    assert plane.lease(late) is None
+
+    at_work, handed_back, again = (new_run() for _ in range(3))
+    held = TaskId(at_work, 1)
+    plane.set_lease(held, f"{HELD}:another")
+    plane.send("sample.steps", str(path), 1, queue="work", run_id=at_work, expires=past)
+    # Its worker was stopped after it had begun: the lease is free, and STARTED was said.
+    plane.redis.set(f"{RESULT_KEY_PREFIX}{handed_back}.1", json.dumps({"status": "STARTED", "result": None}))
+    back = plane.send("sample.steps", str(path), 1, queue="work", run_id=handed_back, expires=past)
+    retried = plane.send("sample.steps", str(path), 1, queue="work", run_id=again, expires=past, retries=1)
+    for task_id in (back, retried):
+        plane.wait_for(task_id, "SUCCESS")
+    assert plane.states(held) == []
+    assert plane.lease(held) == f"{HELD}:another"
