@@ -1,10 +1,11 @@
-"""The command `jobplane`: up | api | scheduler | worker | migrate | watch | doctor."""
+"""The command `jobplane`: up | api | scheduler | worker | migrate | watch | doctor | apply | export | import."""
 
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -129,6 +130,64 @@ def doctor(
     from app.doctor.command import doctor
 
     raise typer.Exit(doctor(Settings.load(), as_json=as_json))
+
+
+UrlOption = Annotated[str, typer.Option("--url", help="Where the API is.", envvar="JOBPLANE_URL")]
+_URL: Final = "http://127.0.0.1:8000"
+
+
+@cli.command()
+def apply(
+    file: Annotated[str, typer.Argument(help="YAML or JSON with `queues` and `jobs`; - is the standard input.")],
+    owner: Annotated[str | None, typer.Option(help="Whose jobs these are; goes before the file's `owner`.")] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Take away the owner's jobs that the file has not.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    url: UrlOption = _URL,
+) -> None:
+    """Make the plane have the jobs of a file, all of them or none, and say what changed; exit status 1 if refused."""
+    from app.jobfiles.apply import apply
+
+    _or_refused(lambda: apply(url, file, owner=owner, prune=prune, dry_run=dry_run))
+
+
+@cli.command()
+def export(
+    namespace: Annotated[str | None, typer.Option(help="Only its jobs and queues.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only the jobs of this owner.")] = None,
+    url: UrlOption = _URL,
+) -> None:
+    """Print what the plane has as YAML that `jobplane apply` takes back unchanged."""
+    from app.jobfiles.apply import export
+
+    _or_refused(lambda: export(url, namespace=namespace, owner=owner))
+
+
+@cli.command("import")
+def import_(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="A Celery app, or a beat_schedule.")],
+    namespace: Annotated[str | None, typer.Option(help="Of the jobs and queues.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Whose jobs these are.")] = None,
+    queue: Annotated[str | None, typer.Option(help="For entries that name none; by default the app's own.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of cron entries; by default the app's own.")] = None,
+) -> None:
+    """Print Celery's beat_schedule as YAML for `jobplane apply`, and say what differs.
+
+    Exit status 1 if an entry had to be left out.
+    """
+    from app.jobfiles.imports import import_schedule
+
+    _or_refused(lambda: import_schedule(target, namespace=namespace, owner=owner, queue=queue, timezone=timezone))
+
+
+def _or_refused(command: Callable[[], None]) -> None:
+    from app.jobfiles.refusals import Refused
+
+    try:
+        command()
+    except Refused as refused:
+        for line in refused.lines:
+            print(f"jobplane: {line}", file=sys.stderr)
+        raise typer.Exit(refused.status) from None
 
 
 def _refuse(why: object) -> NoReturn:

@@ -1,6 +1,7 @@
 """Makes a plane have the queues and jobs of `jobs.yaml`: `python -m examples.community.load [--url URL] [FILE]`.
 
 What is there and equal is left alone, so it may run with each deployment. Jobs that the file does not name stay.
+It is here to show the requests; `jobplane apply` does this for any file, in one transaction.
 """
 
 import argparse
