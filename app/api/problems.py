@@ -156,14 +156,17 @@ def _pointer(path: list[Any], body: Any) -> str:
     """Pydantic's location without the names of the members of unions, which are not in the body."""
     parts: list[str] = []
     here = body
+    told = False  # whether the path has named the type of `here`; the trigger `rrule` has a member of that name
     for index, step in enumerate(path):
         last = index == len(path) - 1  # may be a member that is missing
-        if isinstance(here, dict) and (step in here or (last and here.get("type") != step)):
+        if isinstance(here, dict) and not last and not told and here.get("type") == step:
+            told = True
+        elif isinstance(here, dict) and (step in here or (last and (told or here.get("type") != step))):
             parts.append(str(step))
-            here = here.get(step)
+            here, told = here.get(step), False
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):
             parts.append(str(step))
-            here = here[step]
+            here, told = here[step], False
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)
 
 

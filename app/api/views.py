@@ -7,7 +7,24 @@ from app.models import DEFINITION
 from app.schedule.definitions import RETRY_DEFAULTS
 
 # jsonb forgets the order of members.
-_TRIGGER: Final = ("type", "expression", "every_s", "run_time", "timezone", "start_time", "end_time", "jitter_s")
+_TRIGGER: Final = (
+    "type",
+    "of",
+    "exclude",
+    "expression",
+    "rrule",
+    "every_s",
+    "run_time",
+    "event",
+    "latitude",
+    "longitude",
+    "timezone",
+    "start_time",
+    "end_time",
+    "jitter_s",
+    "from",
+    "to",
+)
 _RETRY: Final = ("max_attempts", "max_lost", "backoff_s", "backoff_factor", "max_backoff_s", *RETRY_DEFAULTS)
 _QUEUE: Final = (
     "name",
@@ -45,7 +62,7 @@ def job_view(row: Mapping[str, Any], warnings: list[dict[str, str]] | None = Non
         last_run = {name: row[f"last_run_{name}"] for name in ("id", "state", "result", "log_path", "end_time")}
     return {
         **{name: row[name] for name in ("id", *DEFINITION)},
-        "trigger": _ordered(row["trigger"], _TRIGGER),
+        "trigger": _ordered_trigger(row["trigger"]),
         "retry": _ordered({**RETRY_DEFAULTS, **row["retry"]}, _RETRY),
         "pause": pause,
         "problem": row["problem"],
@@ -75,6 +92,15 @@ def version_view(row: Mapping[str, Any]) -> dict[str, Any]:
         "create_time": row["create_time"],
         "definition": definition,
     }
+
+
+def _ordered_trigger(value: Any) -> Any:
+    """A trigger, or a member of one; a day stays as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    made = _ordered(value, _TRIGGER)
+    members = {name: [_ordered_trigger(one) for one in made[name]] for name in ("of", "exclude") if name in made}
+    return {**made, **members}
 
 
 def _ordered(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

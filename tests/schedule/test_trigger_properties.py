@@ -1,7 +1,7 @@
 """What holds for every trigger, and what every instant of a zone says a cron trigger must do."""
 
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice, pairwise
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.schedule.triggers import (
     SECOND,
+    AnyOfTrigger,
     CronTrigger,
     IntervalTrigger,
     OnceTrigger,
@@ -42,6 +43,32 @@ def zone_and_cron(draw: st.DrawFn, *, seconds: bool = False) -> tuple[cron_cases
     return case, draw(st.sampled_from(zones))
 
 
+RULES = (
+    "FREQ=DAILY",
+    "FREQ=DAILY;INTERVAL=3;BYHOUR=1,2,3;BYMINUTE=0,30",
+    "FREQ=WEEKLY;INTERVAL=2;BYDAY=SU,WE;WKST=SU",
+    "FREQ=MONTHLY;BYDAY=-1SU;BYHOUR=2;BYMINUTE=30",
+    "FREQ=MONTHLY;BYMONTHDAY=31,-1",
+    "FREQ=YEARLY;BYWEEKNO=13,44;BYDAY=SU;BYHOUR=1,2",
+    "FREQ=HOURLY;INTERVAL=5;BYMINUTE=0,15",
+    "FREQ=MINUTELY;INTERVAL=25;BYHOUR=0,1,2,3",
+    "FREQ=DAILY;COUNT=40;BYHOUR=1,2",
+)
+ONCE = {"type": "once", "run_time": "2025-06-01T00:30:00Z"}
+plain = st.sampled_from(
+    [
+        {"type": "cron", "expression": "30 2 * * *", "timezone": "Europe/Paris"},
+        {"type": "cron", "expression": "*/30 * * * SUN", "timezone": "America/New_York"},
+        {"type": "cron", "expression": "0 9 1-7 * *"},
+        {"type": "interval", "every_s": 1800},
+        {"type": "interval", "every_s": 86_400, "start_time": "2025-03-01T08:30:00Z"},
+        ONCE,
+        {"type": "rrule", "rrule": "FREQ=WEEKLY;BYDAY=MO,FR;BYHOUR=9", "timezone": "Europe/Paris"},
+    ]
+)
+days = st.dates(date(2024, 1, 1), date(2029, 12, 31)).map(str) | st.just({"from": "2025-01-01", "to": "2025-12-31"})
+
+
 @st.composite
 def triggers(draw: st.DrawFn) -> Trigger:
     """A trigger of any type, often with a start and an end in the years of `instants`, often with jitter."""
@@ -53,9 +80,16 @@ def triggers(draw: st.DrawFn) -> Trigger:
         else (start or datetime(2023, 11, 14, tzinfo=UTC)) + timedelta(seconds=length),
         "jitter_s": draw(st.sampled_from([0, 0, 1, 7, 600])),
     }
-    kind = draw(st.sampled_from(["cron", "cron", "interval", "once"]))
+    kind = draw(st.sampled_from(["cron", "cron", "interval", "once", "rrule", "any_of"]))
     if kind == "once":
-        return OnceTrigger(type="once", run_time=draw(instants))
+        return OnceTrigger(type="once", run_time=draw(instants), jitter_s=window["jitter_s"])
+    if kind == "rrule":
+        rule, zone = draw(st.sampled_from(RULES)), draw(st.sampled_from(cron_cases.ZONES))
+        return parse({"type": "rrule", "rrule": rule, "timezone": zone, "start_time": start or "2023-11-14T01:30:00Z"})
+    if kind == "any_of":
+        members = draw(st.lists(plain, min_size=1, max_size=3))
+        excluded = draw(st.lists(days | st.just(ONCE), max_size=2))
+        return parse({"type": "any_of", "of": members, "exclude": excluded, "timezone": "Europe/Paris"})
     if kind == "interval":
         return IntervalTrigger(type="interval", every_s=draw(st.integers(1, 10_000_000) | st.integers(1, 90)), **window)
     case, zone = draw(zone_and_cron(seconds=draw(st.booleans())))
@@ -121,7 +155,7 @@ def test_count_and_newest_agree_with_the_times(trigger: Trigger, after: datetime
     assert all(after < time <= until and not time.microsecond and time.tzinfo is UTC for time in found)
     assert count(trigger, after, until) == (len(found), True)
     assert newest(trigger, after, until) == (found[-1] if found else None)
-    if not isinstance(trigger, OnceTrigger):
+    if not isinstance(trigger, OnceTrigger | AnyOfTrigger):
         assert all((trigger.start_time or time) <= time <= (trigger.end_time or time) for time in found)
 
 
@@ -157,8 +191,7 @@ def test_jitter_stays_before_the_next_time(trigger: Trigger, after: datetime, jo
     for time in islice(times(trigger, after, after + timedelta(days=400)), 20):
         due = due_time(trigger, job_id, time)
         following = next_after(trigger, time)
-        jitter_s = 0 if isinstance(trigger, OnceTrigger) else trigger.jitter_s
-        assert time <= due <= time + timedelta(seconds=jitter_s)
+        assert time <= due <= time + timedelta(seconds=trigger.jitter_s)
         assert following is None or due < following
 
 

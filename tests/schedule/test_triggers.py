@@ -245,6 +245,35 @@ def test_jitter_is_a_function_of_job_and_time() -> None:
             "Every 1 hour, from 2026-11-22T10:00:00Z, until 2026-11-23T00:00:00Z",
         ),
         ({"type": "once", "run_time": "2026-11-22T10:00:00Z"}, "Once, at 2026-11-22T10:00:00Z"),
+        (
+            {"type": "cron", "expression": "0 1,7,13,19 * * *", "timezone": "Asia/Shanghai"},
+            "At 01:00, 07:00, 13:00, and 19:00 every day, Asia/Shanghai time",
+        ),
+        (
+            {"type": "rrule", "rrule": "FREQ=MONTHLY;BYDAY=-1FR,2MO;BYHOUR=9,17", "timezone": "Europe/Paris"},
+            "Every month on the 2nd Monday and the last Friday at 09:00 and 17:00, Europe/Paris time",
+        ),
+        (
+            {"type": "rrule", "rrule": "FREQ=HOURLY;INTERVAL=6;COUNT=4", "start_time": "2026-11-22T10:20:00Z"},
+            "Every 6 hours at minute 20 until 2026-11-23 04:20:00, UTC time, from 2026-11-22T10:20:00Z",
+        ),
+        (
+            {"type": "solar", "event": "dawn_civil", "latitude": -33.87, "longitude": 151.2, "jitter_s": 60},
+            "At civil dawn at 33.87\u00b0S 151.2\u00b0E, up to 1 minute later",
+        ),
+        (
+            {
+                "type": "any_of",
+                "of": [{"type": "cron", "expression": "0 9 * * *"}, {"type": "interval", "every_s": 3600}],
+                "exclude": [
+                    "2026-12-24",
+                    {"from": "2026-12-30", "to": "2027-01-02"},
+                    {"type": "once", "run_time": "2026-12-01T09:00:00Z"},
+                ],
+            },
+            "At 09:00 every day, UTC time; or every 1 hour; but not on 2026-12-24; nor from 2026-12-30 to 2027-01-02; "
+            "nor when this fires: once, at 2026-12-01T09:00:00Z",
+        ),
     ],
 )
 def test_describe(data: dict[str, Any], words: str) -> None:
@@ -401,7 +430,7 @@ CRON = {"type": "cron", "expression": "0 0 1 1 *"}
         ({**ONCE, "run_time": "9999-12-31T23:59:59-14:00"}, "run_time", "must be from 1970 up to 2999"),
         ({**ONCE, "run_time": "1969-12-31T23:59:59Z"}, "run_time", "must be from 1970 up to 2999"),
         (ONCE, "run_time", "Field required"),
-        ({**ONCE, "run_time": "2026-01-02T00:00:00Z", "jitter_s": 5}, "jitter_s", "Extra inputs are not permitted"),
+        ({**ONCE, "run_time": "2026-01-02T00:00:00Z", "every_s": 5}, "every_s", "Extra inputs are not permitted"),
         ({**EACH, "every_s": 0}, "every_s", "Input should be greater than or equal to 1"),
         ({**EACH, "every_s": "60"}, "every_s", "Input should be a valid integer"),
         ({**EACH, "every_s": True}, "every_s", "Input should be a valid integer"),
@@ -417,7 +446,7 @@ def test_refused(data: dict[str, Any], field: str, words: str) -> None:
     assert error["msg"] == words
 
 
-@pytest.mark.parametrize("data", [{}, {"type": "rrule"}, {"type": None}, {"expression": "* * * * *"}])
+@pytest.mark.parametrize("data", [{}, {"type": "lunar"}, {"type": None}, {"expression": "* * * * *"}])
 def test_a_trigger_says_its_type(data: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"discriminator|tag"):
         parse(data)

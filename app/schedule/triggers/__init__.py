@@ -1,9 +1,13 @@
 """When a job fires: pure functions of a trigger and instants; no clock, no database."""
 
 from app.schedule.triggers.models import (
+    AnyOfTrigger,
     CronTrigger,
+    DateRange,
     IntervalTrigger,
     OnceTrigger,
+    RruleTrigger,
+    SolarTrigger,
     Trigger,
     load,
     parse,
@@ -26,9 +30,13 @@ from app.schedule.triggers.zones import TZDATA_VERSION
 __all__ = [
     "SECOND",
     "TZDATA_VERSION",
+    "AnyOfTrigger",
     "CronTrigger",
+    "DateRange",
     "IntervalTrigger",
     "OnceTrigger",
+    "RruleTrigger",
+    "SolarTrigger",
     "Trigger",
     "count",
     "describe",

@@ -3,7 +3,7 @@
 import calendar
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -13,7 +13,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     TypeAdapter,
     ValidationInfo,
     field_validator,
@@ -21,12 +23,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.schedule.triggers import cron, zones
+from app.schedule.triggers import cron, rules, solar, walls, zones
 from app.schedule.triggers.walls import HORIZON
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: The last instant that a trigger may name.
 LATEST: Final = EPOCH + timedelta(seconds=HORIZON - 1)
+#: An any_of: its members, what it excludes, how deep one stands in another, and all triggers in it together.
+MAX_MEMBERS: Final = 20
+MAX_EXCLUSIONS: Final = 200
+MAX_DEPTH: Final = 3
+MAX_TRIGGERS: Final = 50
+#: From here on an event of the sun is looked for once, to see whether it ever happens.
+_SOME_DAY: Final = 1_767_225_600
 
 _EXAMPLE: Final = "such as 2026-03-08T02:30:00Z"
 #: Celery's names for the fields of a cron expression, in the order of the expression.
@@ -86,6 +95,29 @@ Jitter = Annotated[
 ]
 
 
+def _known_zone(value: str) -> str:
+    if value not in zones.ZONES:
+        meant = zones.nearest(value[:60])
+        raise _refuse("timezone", f"is not an IANA time zone{f'; did you mean {meant}?' if meant else ''}")
+    return value
+
+
+def _written_day(value: object) -> object:
+    if type(value) is date or (isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII)):
+        return value
+    raise _refuse("day", "must be a day such as 2026-12-24, {from, to} with two days, or a trigger")
+
+
+def _day(value: date) -> date:
+    if not 1970 <= value.year <= 2999:
+        raise _refuse("day", "must be from 1970 up to 2999")
+    return value
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+Day = Annotated[date, BeforeValidator(_written_day), AfterValidator(_day)]
+
+
 def _celery_field(name: str) -> Any:
     return Field(
         default=None,
@@ -113,7 +145,7 @@ class CronTrigger(BaseModel):
         "0 and 7 are Sunday; day of month and day of week both restricted: either matches",
         examples=["0 1,7,13,19 * * *"],
     )
-    timezone: str = Field(default="UTC", description="an IANA zone", examples=["Asia/Shanghai"])
+    timezone: Zone = Field(default="UTC", description="an IANA zone", examples=["Asia/Shanghai"])
     start_time: StartTime = None
     end_time: EndTime = None
     jitter_s: Jitter = 0
@@ -162,14 +194,6 @@ class CronTrigger(BaseModel):
             raise _refuse("cron", str(error)) from None
         return value
 
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        if value not in zones.ZONES:
-            meant = zones.nearest(value[:60])
-            raise _refuse("timezone", f"is not an IANA time zone{f'; did you mean {meant}?' if meant else ''}")
-        return value
-
     @field_validator("end_time")
     @classmethod
     def _fires_before_end(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
@@ -208,10 +232,181 @@ class OnceTrigger(BaseModel):
 
     type: Literal["once"]
     run_time: Instant
+    jitter_s: Jitter = 0
 
 
-Trigger = Annotated[CronTrigger | IntervalTrigger | OnceTrigger, Field(discriminator="type")]
+class RruleTrigger(BaseModel):
+    """Fires when a clock in `timezone` shows what an RFC 5545 rule says."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["rrule"]
+    timezone: Zone = Field(default="UTC", description="an IANA zone", examples=["Europe/Paris"])
+    start_time: StartTime = Field(
+        None, description="no scheduled time before this one, and what the rule counts from: its DTSTART"
+    )
+    end_time: EndTime = None
+    jitter_s: Jitter = 0
+    rrule: str = Field(
+        description="a rule such as `FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=9`; what it leaves open (day, hour, minute, "
+        "second) is that of start_time, or of 1970-01-01T00:00:00",
+        examples=["FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=9"],
+    )
+
+    @field_validator("rrule")
+    @classmethod
+    def _checked_rule(cls, value: str, info: ValidationInfo) -> str:
+        if not {"timezone", "start_time", "end_time"} <= info.data.keys():
+            return value  # one of them is at fault, and told
+        zone, start, end = (info.data[name] for name in ("timezone", "start_time", "end_time"))
+        try:
+            rule = rules.compiled(value, zone, None if start is None else seconds(start))
+        except rules.RuleError as error:
+            raise _refuse("rrule", str(error)) from None
+        first = walls.following(rule, zone, -1 if start is None else seconds(start) - 1)
+        ends = [one for one in (rule.until, None if end is None else seconds(end)) if one is not None]
+        if first is None or any(first > one for one in ends):
+            raise _refuse("never", "no time of the rule lies between its start and its end")
+        return value
+
+    @property
+    def rule(self) -> rules.Rule:
+        return rules.compiled(self.rrule, self.timezone, None if self.start_time is None else seconds(self.start_time))
+
+
+class SolarTrigger(BaseModel):
+    """Fires at an event of the sun, as Celery's `solar` does; on days without the event it does not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["solar"]
+    latitude: float = Field(strict=True, ge=-90, le=90, allow_inf_nan=False, description="degrees, north is positive")
+    longitude: float = Field(strict=True, ge=-180, le=180, allow_inf_nan=False, description="degrees, east is positive")
+    event: solar.Event
+    start_time: StartTime = None
+    end_time: EndTime = None
+    jitter_s: Jitter = 0
+
+    @field_validator("event")
+    @classmethod
+    def _happens(cls, value: str, info: ValidationInfo) -> str:
+        if {"latitude", "longitude"} <= info.data.keys():
+            place = info.data["latitude"], info.data["longitude"]
+            if solar.following(value, *place, _SOME_DAY) is None:
+                raise _refuse("never", "does not happen at this place in any season")
+        return value
+
+
+class DateRange(BaseModel):
+    """Days from one to another, both included."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
+
+    first: Day = Field(alias="from")
+    last: Day = Field(alias="to")
+
+    @field_validator("last")
+    @classmethod
+    def _in_order(cls, value: date, info: ValidationInfo) -> date:
+        if "first" in info.data and value < info.data["first"]:
+            raise _refuse("end_before_start", "is before `from`")
+        return value
+
+
+def _kind_of_exclusion(value: Any) -> str:
+    if isinstance(value, DateRange):
+        return "days"
+    if isinstance(value, dict):
+        return "days" if "type" not in value and ("from" in value or "to" in value) else "trigger"
+    return "trigger" if isinstance(value, BaseModel) else "day"
+
+
+Exclusion = Annotated[
+    Annotated[Day, Tag("day")] | Annotated[DateRange, Tag("days")] | Annotated["Trigger", Tag("trigger")],
+    Discriminator(_kind_of_exclusion),
+]
+
+
+class AnyOfTrigger(BaseModel):
+    """Fires when one of several triggers does, the same instant once, and not when it is excluded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["any_of"]
+    of: tuple["Trigger", ...] = Field(
+        description=f"1 to {MAX_MEMBERS} triggers; `jitter_s` is that of the whole, not of these"
+    )
+    exclude: tuple[Exclusion, ...] = Field(
+        (),
+        description="days (`2026-12-24`), spans of days with both ends (`{from, to}`), and triggers: "
+        f"an instant at which one of those fires; at most {MAX_EXCLUSIONS}",
+    )
+    timezone: Zone | None = Field(
+        None,
+        validate_default=True,
+        description="where excluded days are days; if left out, the zone that all members share; UTC if none has one",
+    )
+    jitter_s: Jitter = 0
+
+    @field_validator("of", "exclude", mode="before")
+    @classmethod
+    def _bounded(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
+        number = len(value) if isinstance(value, list | tuple) else None
+        most = MAX_MEMBERS if info.field_name == "of" else MAX_EXCLUSIONS
+        if number == 0 and info.field_name == "of":
+            raise _refuse("too_few", "needs at least one trigger")
+        if number is not None and number > most:
+            raise _refuse("too_many", f"has {number} members; {most} are the most")
+        _check_nesting(value, info.field_name)
+        return value
+
+    @field_validator("of", "exclude")
+    @classmethod
+    def _without_jitter(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for place, member in enumerate(value):
+            if getattr(member, "jitter_s", 0):
+                raise _refuse("jitter", f"member {place} has jitter_s; it belongs to the any_of as a whole")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_of_days(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None or "of" not in info.data:
+            return value
+        found = sorted({zone for member in info.data["of"] if (zone := getattr(member, "timezone", None))})
+        if len(found) < 2:
+            return found[0] if found else "UTC"
+        if any(isinstance(one, date | DateRange) for one in info.data.get("exclude", ())):
+            raise _refuse("timezone", f"say where the excluded days are days: the members live in {', '.join(found)}")
+        return "UTC"
+
+
+def _check_nesting(value: object, name: str) -> None:
+    """Refuse any_of in any_of deeper than `MAX_DEPTH`, or with more than `MAX_TRIGGERS` triggers all in all."""
+    found = [(f"{name}/{place}", one, 1) for place, one in enumerate(value if isinstance(value, list | tuple) else ())]
+    number = 0
+    while found:
+        path, one, depth = found.pop()
+        if not isinstance(one, dict) or "type" not in one:
+            continue
+        number += 1
+        if number > MAX_TRIGGERS:
+            raise _refuse("too_many", f"has more than {MAX_TRIGGERS} triggers, those inside others included")
+        if one["type"] == "any_of" and depth >= MAX_DEPTH:
+            raise _refuse("too_deep", f"{path} is an any_of inside {depth} others; {MAX_DEPTH} levels are the most")
+        for inner in ("of", "exclude"):
+            members = one.get(inner)
+            if isinstance(members, list | tuple):
+                found += [(f"{path}/{inner}/{place}", each, depth + 1) for place, each in enumerate(members)]
+
+
+Trigger = Annotated[
+    CronTrigger | IntervalTrigger | OnceTrigger | RruleTrigger | SolarTrigger | AnyOfTrigger,
+    Field(discriminator="type"),
+]
+
+AnyOfTrigger.model_rebuild()
 _ADAPTER: Final[TypeAdapter[Trigger]] = TypeAdapter(Trigger)
 
 
