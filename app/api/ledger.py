@@ -53,7 +53,8 @@ async def get_ledger(plane: PlaneOf, job_id: UUID, query: Annotated[LedgerQuery,
         if end - begin > _LONGEST:
             raise Invalid.field("?from", "must be at most 366 days before `to`")
         crossing = {row["first_time"]: row for row in await queries.skips_across(connection, job_id, begin, end)}
-        periods = await _periods(connection, job, min([begin, *crossing]), end)
+        ends = [row["last_time"] + SECOND for row in crossing.values()]
+        periods = await _periods(connection, job, min([begin, *crossing]), max([end, *ends]))
         # Scheduled times are whole seconds, so these are the times in [begin, end).
         after, until = _whole(begin) - SECOND, _whole(end) - SECOND
         _refuse_too_many(times_in(periods, after, until))

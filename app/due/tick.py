@@ -147,6 +147,8 @@ async def _deal(
         names = {"blocker": blocker, "fired": fired[-1].id if fired else None, None: None}
         cursor = job["cursor_time"]
         for skip in decision.skips:
+            # A row goes on where the one before ended, unless runs lie between.
+            cursor = max([cursor, *(time for time in decision.fire if time < skip.first)])
             skips.append(
                 (job["id"], cursor, skip.reason, names[skip.run_of], skip.first, skip.last, skip.count, skip.exact)
             )
