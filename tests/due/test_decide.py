@@ -1,6 +1,8 @@
 """Misfire, overlap, pause and edit as tables; that every scheduled time is accounted for, as properties."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.due.decide import Decision, SkipRange, decide, settle, settle_paused, start_deadline
-from app.schedule.triggers import SECOND, Trigger, count, due_time, next_after, next_due, parse
+from app.schedule.triggers import SECOND, Trigger, count, due_time, next_after, next_due, parse, times
 
 JOB = UUID("01934d1e-0000-7000-8000-000000000001")
 RUN = UUID("01934d1e-0000-7000-8000-000000000002")
@@ -299,3 +301,26 @@ def check(trigger: Trigger, decision: Decision, cursor: datetime, now: datetime,
     assert following is None or following > decision.cursor
     assert all(row.exact for row in decision.skips)
     assert ("fired" in {row.run_of for row in decision.skips}) <= bool(decision.fire)
+
+
+@pytest.mark.parametrize("misfire", ["latest", "earliest", "all", "none"])
+def test_the_timeline_of_the_document_is_so(misfire: Any) -> None:
+    """docs/schedules.md, "Late and missed": every ten minutes, a window of thirty, away from 10:05 to 10:55."""
+    text = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    (line,) = re.findall(rf"^{misfire} +(run .*)$", text, flags=re.MULTILINE)
+    shown = re.split(r"  +", line)[1:-1]
+    trigger = parse({"type": "cron", "expression": "*/10 * * * *"})
+    decision = decide(
+        trigger,
+        job_id=JOB,
+        cursor=at("10:00"),
+        now=at("10:55"),
+        misfire=misfire,
+        overlap="allow",
+        catchup_window_s=1800,
+    )
+    became = {time: "run R" if misfire in {"latest", "earliest"} else "run" for time in decision.fire}
+    for row in decision.skips:
+        for time in times(trigger, row.first - SECOND, row.last):
+            became[time] = "into R" if row.run_of == "fired" else row.reason
+    assert shown == [became[time] for time in sorted(became)]
