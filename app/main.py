@@ -21,7 +21,9 @@ from app import faults, log
 from app.api import (
     catalogue,
     documents,
+    exports,
     feed,
+    files,
     health,
     job_actions,
     jobs,
@@ -30,6 +32,7 @@ from app.api import (
     problems,
     queues,
     runs,
+    schedule,
     versions,
     why,
 )
@@ -78,11 +81,14 @@ def create_app(settings: Settings) -> FastAPI:
     documents.install(app)
     api = APIRouter(prefix="/api/v1")
     for router in (
+        exports.router,  # before the jobs, for its path looks like the id of one
+        files.router,
         jobs.router,
         job_actions.router,
         job_actions.previews,
-        ledger.router,
+        schedule.router,
         versions.router,
+        ledger.router,
         runs.router,
         logs.router,
         why.router,

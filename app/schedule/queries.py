@@ -282,6 +282,24 @@ async def jobs_page(
     return await rows(connection, statement)
 
 
+async def jobs_due_before(
+    connection: Connection, end: datetime, namespace: str | None, queue: str | None, limit: int
+) -> list[Record]:
+    """Jobs whose schedule goes on before an instant: what a forecast needs of them."""
+    found: list[Record] = await connection.fetch(
+        """
+        SELECT id, namespace, name, task, queue, trigger, cursor_time FROM jobs
+        WHERE next_run_time < $1 AND ($2::text IS NULL OR namespace = $2) AND ($3::text IS NULL OR queue = $3)
+        ORDER BY next_run_time LIMIT $4
+        """,
+        end,
+        namespace,
+        queue,
+        limit,
+    )
+    return found
+
+
 async def queue_to_use(connection: Connection, name: str) -> Record | None:
     """A queue that something is about to name; it cannot be deleted until the transaction ends."""
     return await connection.fetchrow("SELECT * FROM queues WHERE name = $1 FOR KEY SHARE", name)
