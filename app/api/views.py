@@ -83,7 +83,7 @@ def version_view(row: Mapping[str, Any]) -> dict[str, Any]:
     stored = row["definition"]
     definition = {
         **_ordered(stored, DEFINITION),
-        "trigger": _ordered(stored["trigger"], _TRIGGER),
+        "trigger": _ordered_trigger(stored["trigger"]),
         "retry": _ordered({**RETRY_DEFAULTS, **stored["retry"]}, _RETRY),
     }
     return {

@@ -239,8 +239,6 @@ def _valid(trigger: dict[str, Any]) -> dict[str, Any]:
     try:
         triggers.parse(trigger)
     except ValidationError as error:
-        if trigger["type"] == "solar":
-            raise _NoJob("solar(...) has no trigger here: leave it with beat") from None
         raise _NoJob("; ".join(str(one["msg"]) for one in error.errors())) from None
     return trigger
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from celery import Celery
 from celery.beat import BeatLazyFunc
-from celery.schedules import crontab, schedule
+from celery.schedules import crontab, schedule, solar
 
 from app.api.schemas.jobs import JobIn
 from app.jobfiles import beat
@@ -122,6 +122,11 @@ def test_intervals() -> None:
     assert beat.RELATIVE in said
     for seconds in (0.5, 1.5, 0, -5):
         assert "whole seconds" in left_out({"task": "x", "schedule": seconds})
+
+
+def test_events_of_the_sun() -> None:
+    job, _ = one({"schedule": solar("sunset", 48.8, 2.3, app=celery_app())})
+    assert job["trigger"] == {"type": "solar", "event": "sunset", "latitude": 48.8, "longitude": 2.3}
 
 
 def test_options() -> None:
