@@ -76,7 +76,9 @@ class Task(CeleryTask):
         result = attempt.execute(
             partial(keep, self, request, partial(self._execute, call, args, kwargs, attempt.elsewhere))
         )
-        return result if get_actual_ignore_result(self, request) else checked(result, self._result_limit)
+        if not attempt.key or get_actual_ignore_result(self, request):
+            return result  # what is not the plane's is stored as in a stock worker, or not at all
+        return checked(result, self._result_limit)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:

@@ -47,6 +47,14 @@ def test_they_report_without_knowing_of_us(team: tuple[Process, Plane]) -> None:
     assert plane.states(task_id) == ["STARTED", "PROGRESS", "SUCCESS"]
 
 
+def test_the_result_of_a_message_that_is_not_the_planes_is_celerys_matter(team: tuple[Process, Plane]) -> None:
+    _, plane = team
+    foreign = plane.celery.send_task("tests.workers.team.tasks.not_a_number", queue="work").id
+    wait_until(lambda: (plane.stored(foreign) or {}).get("status") == "SUCCESS", 15, "it is stored")
+    ours = plane.send("tests.workers.team.tasks.not_a_number", queue="work")
+    assert plane.wait_for(ours, "FAILURE")["result"]["exc_type"] == "ResultNotJson"
+
+
 def test_children_are_replaced(team: tuple[Process, Plane]) -> None:
     _, plane = team
     sent = [plane.send("tests.workers.team.tasks.whose", queue="work") for _ in range(7)]

@@ -17,3 +17,9 @@ def halfway(self: Any) -> int:
     """Reports as Celery's documentation shows it."""
     self.update_state(state="PROGRESS", meta={"current": 1, "total": 2})
     return 2
+
+
+@shared_task
+def not_a_number() -> float:
+    """What Celery writes, and JSON does not know."""
+    return float("nan")
