@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from app.models import DEFINITION
 from app.schedule.definitions import RETRY_DEFAULTS
+from app.schedule.triggers import describe, load
 
 # jsonb forgets the order of members.
 _TRIGGER: Final = (
@@ -25,6 +26,7 @@ _TRIGGER: Final = (
     "from",
     "to",
 )
+_FINISHED: Final = {"code": "finished", "detail": "the trigger has no time from now on, so the job never fires"}
 _RETRY: Final = ("max_attempts", "max_lost", "backoff_s", "backoff_factor", "max_backoff_s", *RETRY_DEFAULTS)
 _QUEUE: Final = (
     "name",
@@ -56,6 +58,8 @@ _QUEUE: Final = (
 def job_view(row: Mapping[str, Any], warnings: list[dict[str, str]] | None = None) -> dict[str, Any]:
     """A job out of a row with its newest run (`app.schedule.queries.job_with_last_run`)."""
     pause = last_run = None
+    halted = not row["enabled"] or row["pause_time"] is not None or row["problem"] is not None
+    finished = row["next_run_time"] is None and not halted
     if row["pause_time"] is not None:
         pause = {"time": row["pause_time"], "reason": row["pause_reason"], "by": row["pause_by"]}
     if row["last_run_id"] is not None:
@@ -67,7 +71,9 @@ def job_view(row: Mapping[str, Any], warnings: list[dict[str, str]] | None = Non
         "pause": pause,
         "problem": row["problem"],
         "contract_problem": row["contract_problem"],
-        "warnings": warnings,
+        "warnings": warnings if warnings is None or not finished else [*warnings, _FINISHED],
+        "schedule": describe(load(row["trigger"])) if row["problem"] is None else None,
+        "finished": finished,
         "next_run_time": row["next_run_time"],
         "last_run_time": row["last_run_time"],
         "last_run": last_run,

@@ -43,6 +43,22 @@ async def test_they_are_stored_and_shown_as_written(client: httpx.AsyncClient, q
         assert times["times"][0]["time"] == job["next_run_time"]
 
 
+async def test_a_trigger_that_is_over_is_told_at_save_and_shown(client: httpx.AsyncClient, queue: str) -> None:
+    over = [
+        {"type": "once", "run_time": "2020-01-01T00:00:00Z"},
+        {"type": "interval", "every_s": 60, "end_time": "2020-01-01T00:00:00Z"},
+        {"type": "rrule", "rrule": "FREQ=DAILY;COUNT=3", "start_time": "2020-01-01T00:00:00Z"},
+        {"type": "any_of", "of": [{"type": "once", "run_time": "2100-01-01T00:00:00Z"}], "exclude": ["2100-01-01"]},
+    ]
+    for number, trigger in enumerate(over):
+        job = (await client.post("/api/v1/jobs", json=a_job(name=f"over-{number}", trigger=trigger))).json()
+        assert (job["finished"], job["next_run_time"]) == (True, None)
+        assert [one["code"] for one in job["warnings"] if one["code"] == "finished"] == ["finished"]
+        JobOut.model_validate(job)
+    off = (await client.post("/api/v1/jobs", json=a_job(trigger=over[0], enabled=False))).json()
+    assert (off["finished"], off["schedule"]) == (False, "Once, at 2020-01-01T00:00:00Z")
+
+
 async def test_a_trigger_is_tried_with_notes(client: httpx.AsyncClient) -> None:
     body = {"trigger": {**ANY_OF, "exclude": []}, "count": 2, "after": "2026-03-28T12:00:00Z"}
     shown = (await client.post("/api/v1/triggers/preview", json=body)).json()

@@ -73,6 +73,8 @@ EXAMPLE_JOB_OUT: dict[str, Any] = {
     "problem": None,
     "contract_problem": None,
     "warnings": None,
+    "schedule": "At 01:00, 07:00, 13:00, and 19:00 every day, Asia/Shanghai time",
+    "finished": False,
     "next_run_time": "2026-03-02T05:00:00Z",
     "last_run_time": "2026-03-01T23:00:00.012000Z",
     "last_run": {
@@ -198,7 +200,9 @@ class LastRunOut(Out):
 class WarningOut(Out):
     """Something that may keep a job's runs from running."""
 
-    code: Literal["no_worker", "task_not_registered", "some_lack_task", "consumer_timeout", "time_limit", "contract"]
+    code: Literal[
+        "no_worker", "task_not_registered", "some_lack_task", "consumer_timeout", "time_limit", "contract", "finished"
+    ]
     detail: str
 
 
@@ -233,6 +237,8 @@ class JobOut(Out):
     warnings: list[WarningOut] | None = Field(
         description="in the answer to a create or edit: what may keep its runs from running; else null"
     )
+    schedule: str | None = Field(description="the trigger in words; null while the job is parked")
+    finished: bool = Field(description="enabled, neither paused nor parked, and its trigger has no time any more")
     next_run_time: datetime | None = Field(description="when it fires next, jitter included; null: never")
     last_run_time: datetime | None = Field(description="when it last fired")
     last_run: LastRunOut | None
