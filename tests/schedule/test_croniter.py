@@ -9,6 +9,7 @@ import pytest
 from croniter import croniter
 
 from app.schedule.triggers import parse, times
+from app.schedule.triggers.zones import ZONES
 from tests.schedule import cron_cases
 
 SPAN = timedelta(hours=30)
@@ -58,6 +59,26 @@ def test_differences_are_known(zone: str) -> None:
             assert reason, f"{case.text} in {zone}: {time} is {'theirs' if time in others else 'ours'} alone"
             reasons[reason] += 1
     assert agreed > 400
+
+
+@pytest.mark.long
+def test_differences_are_known_in_every_zone() -> None:
+    rng = random.Random("croniter everywhere")
+    agreed = 0
+    for zone in sorted(ZONES):
+        changes = cron_cases.clock_changes(zone)
+        for _ in range(2):
+            case = cron_cases.draw_case(rng)
+            if not case.possible:
+                continue
+            after = rng.choice(changes) - rng.choice([SPAN * 0.5, SPAN * 0.9])
+            ours = set(times(parse({"type": "cron", "expression": case.text, "timezone": zone}), after, after + SPAN))
+            others = theirs(case.text, zone, after, after + SPAN)
+            agreed += len(ours & others)
+            for time in ours ^ others:
+                reason = explain(case, zone, time, only_theirs=time in others)
+                assert reason, f"{case.text} in {zone}: {time} is {'theirs' if time in others else 'ours'} alone"
+    assert agreed > 10_000
 
 
 def test_the_differences_that_made_us_choose() -> None:
