@@ -90,6 +90,7 @@ def test_a_second_start_is_refused_while_the_first_runs_and_finds_its_data_after
     assert api.get(f"/jobs/{job['id']}")["name"] == "kept"
 
 
+@pytest.mark.long
 def test_a_part_that_dies_is_started_again_and_said_so(up: Callable[..., tuple[Process, Api]]) -> None:
     process, api = up()
     victims = {

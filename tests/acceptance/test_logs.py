@@ -95,6 +95,7 @@ def numbers(text: str, mark: str = "") -> list[int]:
     return [int(number) for number in re.findall(rf"{mark} ?line (\d+)$", text, re.MULTILINE)]
 
 
+@pytest.mark.long
 def test_what_bodies_say_is_read_live_late_and_after_a_kill(rig: Rig) -> None:
     killed = rig.run("log.killed", lines=50)
     counted = rig.run("log.count", lines=400, per_second=200, mark="a")

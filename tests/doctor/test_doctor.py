@@ -13,6 +13,7 @@ from tests.doctor.conftest import Rig
 SERVICE_QUEUE = "svc"
 
 
+@pytest.mark.long
 def test_faults_are_found_on_redis_and_nothing_on_a_sound_plane(rig: Rig, own_valkey: Valkey) -> None:
     scheduler = rig.plane.scheduler()
     rig.plane.worker()
