@@ -110,7 +110,7 @@ def test_eager_call_is_in_the_context(app: Celery, tmp_path: Path, body: Any, ki
 def test_eager_progress_is_stored_and_looked_at(app: Celery) -> None:
     app.conf.jobplane_context = None
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def body(self: Task, bad: bool = False) -> Any:
         self.progress(1, 2, what=object() if bad else "x")
         return self.backend.get_task_meta(self.request.id, cache=False)["result"]
@@ -127,7 +127,7 @@ def test_coroutine_calls_another_eagerly(app: Celery) -> None:
     async def inner() -> str:
         return "inner"
 
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     async def outer(self: Task) -> list[str]:
         return [inner.delay().get(disable_sync_subtasks=False), str(self.request.id), await inner()]
 

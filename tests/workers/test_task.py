@@ -17,7 +17,7 @@ def app() -> Celery:
 
 
 def test_called_as_a_function_it_reports_nothing(app: Celery) -> None:
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def add(self: Task, left: int, right: int) -> int:
         self.progress(1, 2)
         self.update_state(state="HALFWAY", meta={})
@@ -31,7 +31,7 @@ def test_called_as_a_function_it_reports_nothing(app: Celery) -> None:
 
 
 def test_eager_body_knows_its_request(app: Celery) -> None:
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def who(self: Task) -> str:
         return str(self.request.id)
 
@@ -40,7 +40,7 @@ def test_eager_body_knows_its_request(app: Celery) -> None:
 
 @pytest.mark.parametrize(("current", "total", "name"), [("1", 2, "current"), (1, "2", "total"), (True, 2, "current")])
 def test_progress_names_what_is_no_number(app: Celery, current: object, total: object, name: str) -> None:
-    @app.task(bind=True)
+    @app.task(bind=True, shared=False)
     def body(self: Task) -> None:
         self.progress(current, total)  # type: ignore[arg-type]
 
