@@ -144,11 +144,11 @@ def test_whoever_stops_half_way_the_object_tells_the_truth(steps: list[tuple[int
     row: list[Any] = []
     body, position, news = b"", 0, []
     for gap, size, how in steps:
-        position = min(position + gap * (gap > 30), len(SOURCE))
-        text = SOURCE[position : position + size]
-        if text:
-            news.append(Piece(position, text))
-            position += len(text)
+        begin = position + gap * (gap > 30)
+        text = SOURCE[begin : begin + size]
+        if text:  # a gap with nothing behind it is none
+            news.append(Piece(begin, text))
+            position = begin + len(text)
         body, segments = seal(row, body, in_order(news, 0))
         if how != "crash":
             row = segments
