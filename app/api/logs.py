@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from app.api.documents import problems
 from app.api.plane import PlaneOf
-from app.logs.read import wait_and_read
+from app.logs.read import read
 
 _TEXT: Final = "text/plain; charset=utf-8"
 _EXAMPLE: Final = "2026-03-01 23:00:00 INFO fetching 3 files\n[jobplane: 5242880 bytes cut here]\nlast line\n"
@@ -45,7 +45,7 @@ async def get_run_logs(
     Where something was cut stands a line `[jobplane: N bytes cut here]`, which offsets do not count.
     """
     parts = plane.database, plane.redis, plane.store
-    chunk = await wait_and_read(*parts, run_id, attempt, offset, wait_s=wait, leaving=lambda: plane.hub.draining)
+    chunk = await read(*parts, run_id, attempt, offset, wait_s=wait, leaving=lambda: plane.hub.draining)
     headers = {
         "Jobplane-Log-Next": str(chunk.next),
         "Jobplane-Log-Attempt": str(chunk.attempt),

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from app.database import AWAY, Database
 from app.errors import NotFound, Unavailable
 from app.feed.frames import Change
-from app.logs.read import Chunk, wait_and_read
+from app.logs.read import Chunk, read
 from app.logs.store import Store
 from app.loop import end
 
@@ -58,7 +58,7 @@ class LogReads:
         task = self._under_way.get(place)
         if task is None:
             task = asyncio.create_task(
-                wait_and_read(self._database, self._redis, self._store, run_id, attempt, offset, PART, wait_s),
+                read(self._database, self._redis, self._store, run_id, attempt, offset, PART, wait_s),
                 name="feed log",
             )
             self._under_way[place] = task

@@ -57,26 +57,14 @@ async def read(
     attempt: int | None = None,
     offset: int = 0,
     limit: int = MOST,
-) -> Chunk:
-    """What the log holds from `offset` on, at most `limit` bytes; of the newest attempt unless one is named.
-
-    Raises NotFound, StoreAway if the store is needed and away, and what database and Redis raise.
-    """
-    return (await _read(database, redis, store, run_id, attempt, offset, limit))[0]
-
-
-async def wait_and_read(
-    database: Database,
-    redis: Redis,
-    store: Store,
-    run_id: UUID,
-    attempt: int | None = None,
-    offset: int = 0,
-    limit: int = MOST,
     wait_s: float = 0,
     leaving: Callable[[], bool] = lambda: False,
 ) -> Chunk:
-    """As `read`, once there is something or the log has ended; at the latest after `wait_s`, or when `leaving`."""
+    """What the log holds from `offset` on, at most `limit` bytes; of the newest attempt unless one is named.
+
+    Answers once there is something or the log has ended; at the latest after `wait_s`, or when `leaving`.
+    Raises NotFound, StoreAway if the store is needed and away, and what database and Redis raise.
+    """
     until = time.monotonic() + wait_s
     while True:
         chunk, newest = await _read(database, redis, store, run_id, attempt, offset, limit)

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from app.database import Database, new_id
-from app.logs.read import AT_ONCE, wait_and_read
+from app.logs.read import AT_ONCE, read
 from app.logs.seal import Sealer
 from app.logs.store import Store
 from tests.logs.streams import over, write
@@ -113,8 +113,8 @@ async def test_many_who_wait_leave_connections_to_others(
 ) -> None:
     run_id = await make_run(database)
     async with Redis.from_url(redis_url, max_connections=AT_ONCE + 1) as few:
-        read = partial(wait_and_read, database, few, Store(tmp_path.as_uri()), run_id)
-        waiting = [asyncio.create_task(read(wait_s=30)) for _ in range(8 * AT_ONCE)]
+        reader = partial(read, database, few, Store(tmp_path.as_uri()), run_id)
+        waiting = [asyncio.create_task(reader(wait_s=30)) for _ in range(8 * AT_ONCE)]
         for _ in range(20):
             await few.ping()
             await asyncio.sleep(0.05)
