@@ -9,25 +9,22 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelClosed
 
+from app.amqp import Goodbyes, connect, line_of, raise_if_cancelled
 from app.dispatch.broker import Backlog, BrokerAway, Fate, Outcome, QueueTrouble, Route, Sieve
 from app.dispatch.confirms import Publisher, any_uncertain, send
 from app.dispatch.message import Message
-from app.dispatch.rabbitmq import OpenChannel, find_or_make, keep_dead_letters, line_of
+from app.dispatch.rabbitmq import OpenChannel, find_or_make, keep_dead_letters
 from app.dispatch.sieves import AmqpSieve
 
 #: Most messages that wait for their confirm at once.
 WINDOW: Final = 1000
 #: Most exchanges that get a channel of their own; the rest share one. RabbitMQ allows 2,047 channels.
 _OWN_CHANNELS: Final = 500
-_HEARTBEAT_S: Final = 10
-#: How long an old connection may take to say goodbye.
-_GOODBYE_S: Final = 3.0
 
 
 class Amqp:
@@ -35,12 +32,11 @@ class Amqp:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self._url = url
-        self._options: dict[str, Any] = {} if "heartbeat=" in url else {"heartbeat": _HEARTBEAT_S}
         self._timeout_s = timeout_s
         self._connecting = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._publishers: dict[str | None, Publisher] = {}
-        self._goodbyes: set[asyncio.Task[None]] = set()
+        self._goodbyes = Goodbyes()
         self.connects = 0
 
     async def publish(self, batch: Sequence[Message]) -> list[Outcome]:
@@ -58,7 +54,7 @@ class Amqp:
                     }
             except (Exception, asyncio.CancelledError) as error:
                 self._discard()
-                _raise_if_cancelled(error)
+                raise_if_cancelled(error)
                 unsent = Outcome(Fate.UNCERTAIN, line_of(error))
                 break
             outcomes += await self._sent(publishers, window, ends)
@@ -101,19 +97,13 @@ class Amqp:
 
     async def close(self) -> None:
         self._discard()
-        if self._goodbyes:
-            await asyncio.wait(self._goodbyes)
+        await self._goodbyes.wait()
 
     async def _connected(self) -> AbstractConnection:
         async with self._connecting:
             if self._connection is None or not self._connection.connected.is_set():
                 self._discard()
-                self._connection = await aio_pika.connect(
-                    self._url,
-                    timeout=self._timeout_s,
-                    client_properties={"connection_name": "jobplane"},
-                    **self._options,
-                )
+                self._connection = await connect(self._url, "jobplane", self._timeout_s)
                 self.connects += 1
             return self._connection
 
@@ -147,7 +137,7 @@ class Amqp:
             raise
         except (Exception, asyncio.CancelledError) as error:
             self._discard()
-            _raise_if_cancelled(error)
+            raise_if_cancelled(error)
             raise BrokerAway(line_of(error)) from error
 
     def _discard(self) -> None:
@@ -155,9 +145,7 @@ class Amqp:
         connection, self._connection = self._connection, None
         self._publishers = {}
         if connection is not None:
-            goodbye = asyncio.ensure_future(_goodbye(connection))
-            self._goodbyes.add(goodbye)
-            goodbye.add_done_callback(self._goodbyes.discard)
+            self._goodbyes.say(connection)
 
 
 @asynccontextmanager
@@ -167,16 +155,3 @@ async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChan
     yield channel
     # After an error either the broker has closed it, or the whole connection is thrown away.
     await channel.close()
-
-
-def _raise_if_cancelled(error: BaseException) -> None:
-    """Go on with a cancellation that is meant for us; the library also cancels whoever waits on a lost connection."""
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error
-
-
-async def _goodbye(connection: AbstractConnection) -> None:
-    with suppress(Exception):
-        async with asyncio.timeout(_GOODBYE_S):
-            await connection.close()

@@ -17,9 +17,9 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelClosed, DeliveryError, PublishError
 
 from app import faults
+from app.amqp import line_of
 from app.dispatch.broker import CONFIRMED, UNROUTABLE, Fate, Outcome
 from app.dispatch.message import Message
-from app.dispatch.rabbitmq import line_of
 
 #: What the library raises for a message that cannot be encoded. Any other error, even a bare Exception, it may raise
 #: for a connection that goes away under our hands.

@@ -22,6 +22,7 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
+from app.amqp import line_of
 from app.dispatch.broker import QueueTrouble, Route
 
 OpenChannel: TypeAlias = Callable[[], AbstractAsyncContextManager[AbstractChannel]]
@@ -59,11 +60,6 @@ async def keep_dead_letters(open_channel: OpenChannel, name: str) -> None:
                 await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
     except ChannelClosed as error:
         raise QueueTrouble(line_of(error)) from error
-
-
-def line_of(error: BaseException) -> str:
-    """What an error says, in one line that fits a sentence."""
-    return (str(error) or type(error).__name__).partition("\n")[0][:300]
 
 
 def _arguments(route: Route) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from aio_pika.exceptions import ChannelClosed
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from app.amqp import line_of
 from app.dispatch.broker import BrokerAway, QueueTrouble, Waiting
-from app.dispatch.rabbitmq import line_of
 from workers.protocol import HEADER, parse_task_id
 
 Asking: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]

@@ -11,21 +11,19 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, Final
 
-import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel as PlainChannel
 from aiormq.abc import DeliveredMessage
 
+from app.amqp import Goodbyes, connect, line_of, raise_if_cancelled
 from app.loop import end
 from app.progress.reports import HEAD, MESSAGE_LIMIT
 
 log = structlog.get_logger()
 
-_HEARTBEAT_S: Final = 10
 _CONNECT_S: Final = 5.0
-_GOODBYE_S: Final = 3.0
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 5.0
 
@@ -90,7 +88,6 @@ class Mailbox:
         most_bytes: int = MESSAGE_LIMIT,
     ) -> None:
         self._url = url
-        self._options: dict[str, Any] = {} if "heartbeat=" in url else {"heartbeat": _HEARTBEAT_S}
         self._queue = queue
         self._arguments = {"x-queue-type": "quorum", **arguments}
         self._prefetch = prefetch
@@ -99,7 +96,7 @@ class Mailbox:
         self._letters: deque[Letter] = deque()
         self._channel: PlainChannel | None = None
         self._task: asyncio.Task[None] | None = None
-        self._goodbyes: set[asyncio.Task[None]] = set()
+        self._goodbyes = Goodbyes()
         self._trouble: str | None = None
         #: Counts connections: a letter of an earlier one can be acknowledged no more.
         self.life = 0
@@ -113,8 +110,7 @@ class Mailbox:
         if self._task is not None:
             await end(self._task)
             self._task = None
-        if self._goodbyes:
-            await asyncio.wait(self._goodbyes)
+        await self._goodbyes.wait()
 
     @property
     def waiting(self) -> int:
@@ -146,20 +142,15 @@ class Mailbox:
                 for tag in tags[-1:] if all_before else tags:
                     await self._channel.basic_ack(tag, multiple=all_before)
         except (Exception, asyncio.CancelledError) as error:
-            _raise_if_cancelled(error)
-            log.debug("not_acknowledged", queue=self._queue, letters=len(tags), error=_line_of(error))
+            raise_if_cancelled(error)
+            log.debug("not_acknowledged", queue=self._queue, letters=len(tags), error=line_of(error))
 
     async def _keep_consuming(self) -> None:
         pause_s = _FIRST_RETRY_S
         while True:
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    connection = await aio_pika.connect(
-                        self._url,
-                        timeout=_CONNECT_S,
-                        client_properties={"connection_name": f"jobplane {self._queue}"},
-                        **self._options,
-                    )
+                    connection = await connect(self._url, f"jobplane {self._queue}", _CONNECT_S)
                 try:
                     lost = asyncio.Event()
                     async with asyncio.timeout(_CONNECT_S):
@@ -171,8 +162,8 @@ class Mailbox:
                 finally:
                     self._forget(connection)
             except (Exception, asyncio.CancelledError) as error:
-                _raise_if_cancelled(error)
-                self._say(_line_of(error))
+                raise_if_cancelled(error)
+                self._say(line_of(error))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _LAST_RETRY_S)
 
@@ -208,10 +199,7 @@ class Mailbox:
         self.life += 1
         self._channel = None
         self._letters.clear()
-        # A task of its own, for ours may be ended more than once.
-        goodbye = asyncio.create_task(_goodbye(connection))
-        self._goodbyes.add(goodbye)
-        goodbye.add_done_callback(self._goodbyes.discard)
+        self._goodbyes.say(connection)
 
     def _say(self, trouble: str | None) -> None:
         """Tell each trouble once, and its end."""
@@ -251,20 +239,3 @@ async def _open(connection: AbstractConnection) -> AbstractChannel:
     channel = connection.channel(publisher_confirms=False)
     await channel.initialize()
     return channel
-
-
-async def _goodbye(connection: AbstractConnection) -> None:
-    with suppress(Exception):
-        async with asyncio.timeout(_GOODBYE_S):
-            await connection.close()
-
-
-def _line_of(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0][:300]
-
-
-def _raise_if_cancelled(error: BaseException) -> None:
-    """Go on with a cancellation that is meant for us; the library also cancels whoever waits on a lost connection."""
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error

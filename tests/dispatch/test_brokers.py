@@ -1,6 +1,7 @@
 """What RabbitMQ and Valkey say of a batch, whole, in part and when they are away."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 
@@ -109,6 +110,25 @@ async def test_a_url_that_nobody_listens_at_is_a_broker_away(proxy: TcpProxy, ei
     assert outcome.fate is Fate.UNCERTAIN
     assert outcome.reason
     await broker.close()
+
+
+async def test_a_connection_that_could_not_be_made_leaves_nothing_to_be_closed(
+    far: Broker, proxy: TcpProxy, recwarn: pytest.WarningsRecorder
+) -> None:
+    proxy.freeze()
+    checking = asyncio.ensure_future(far.check())
+    await asyncio.wait([checking], timeout=0.2)
+    gc.disable()
+    try:
+        await asyncio.to_thread(proxy.cut)
+        with pytest.raises(BrokerAway):
+            await checking
+        del checking
+        # Where no event loop runs, nobody could wait for what closing would start.
+        await asyncio.to_thread(gc.collect)
+    finally:
+        gc.enable()
+    assert not [str(warning.message) for warning in recwarn]
 
 
 async def test_what_no_queue_is_bound_for_comes_back_alone(rabbit: Broker, amqp_url: str) -> None:
