@@ -211,7 +211,7 @@ async def plane_figures(connection: Connection) -> Record:
             FROM (
                 SELECT count(*) AS waiting,
                     coalesce(extract(epoch FROM now() - min(due_time)), 0)::float8 AS waiting_age_s
-                FROM runs WHERE state = 'PENDING' AND dispatch_time IS NULL AND due_time <= now()
+                FROM runs WHERE state = 'PENDING' AND dispatch_time IS NULL AND waits_for IS NULL AND due_time <= now()
             ) AS outbox, (
                 SELECT count(*) AS due_jobs,
                     coalesce(extract(epoch FROM now() - min(next_run_time)), 0)::float8 AS due_lateness_s

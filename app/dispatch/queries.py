@@ -23,18 +23,21 @@ SIGHTING_AGE: Final = timedelta(seconds=30)
 _SPARE: Final = 4
 _NO_LIMIT: Final = 2**31 - 1
 
-# The (queue, task) of all runs that wait, by one step in the index for each: however many runs there are of a kind.
-_KINDS = """
+# What the index of the outbox holds: not the runs that wait for others of their job.
+_UNSENT = "runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.waits_for IS NULL"
+
+# The (queue, task) of all runs that are to be sent, by one step in the index for each: however many there are of it.
+_KINDS = f"""
     kinds AS (
-        (SELECT queue, task FROM runs WHERE state = 'PENDING' AND dispatch_time IS NULL ORDER BY queue, task LIMIT 1)
+        (SELECT queue, task FROM runs WHERE {_UNSENT} ORDER BY queue, task LIMIT 1)
         UNION ALL
         SELECT next.queue, next.task FROM kinds CROSS JOIN LATERAL (
             SELECT queue, task FROM runs
-            WHERE state = 'PENDING' AND dispatch_time IS NULL AND (queue, task) > (kinds.queue, kinds.task)
+            WHERE {_UNSENT} AND (queue, task) > (kinds.queue, kinds.task)
             ORDER BY queue, task LIMIT 1
         ) AS next
     )
-"""
+"""  # noqa: S608  (text of our own)
 
 # No worker tells of Celery's own tasks.
 _TOLD = f"NOT starts_with(kinds.task, '{BUILT_IN_PREFIX}')"
@@ -53,8 +56,7 @@ _CLAIM = f"""
     ), oldest AS (
         SELECT run.id FROM open CROSS JOIN LATERAL (
             SELECT runs.id FROM runs
-            WHERE runs.queue = open.queue AND runs.task = open.task
-                AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL
+            WHERE runs.queue = open.queue AND runs.task = open.task AND {_UNSENT}
                 AND runs.due_time <= $1 AND runs.not_registered < open.most
                 AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
                 AND (runs.start_deadline_time IS NULL OR runs.start_deadline_time > $1)
@@ -66,8 +68,7 @@ _CLAIM = f"""
     ), ripe AS (
         SELECT runs.id, open.exchange, open.routing_key, open.max_message_kib
         FROM runs JOIN open USING (queue, task)
-        WHERE runs.id = ANY(ARRAY(SELECT id FROM oldest))
-            AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.due_time <= $1
+        WHERE runs.id = ANY(ARRAY(SELECT id FROM oldest)) AND {_UNSENT} AND runs.due_time <= $1
             AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
             AND runs.cancel IS NULL
         ORDER BY runs.id
@@ -122,14 +123,13 @@ _WAITING_KINDS = f"""
     LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $1
 """  # noqa: S608
 
-_TELL = """
+_TELL = f"""
     WITH told AS MATERIALIZED (
         SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::int4[]) AS told (queue, task, reason, most)
     ), untold AS (
         SELECT run.id FROM told CROSS JOIN LATERAL (
             SELECT runs.id FROM runs
-            WHERE runs.queue = told.queue AND runs.task = told.task
-                AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL
+            WHERE runs.queue = told.queue AND runs.task = told.task AND {_UNSENT}
                 AND runs.due_time <= $1 AND runs.not_registered < told.most
                 AND runs.claim_time IS NULL AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
             ORDER BY runs.id LIMIT $6
@@ -137,8 +137,7 @@ _TELL = """
         LIMIT $6
     ), waiting AS (
         SELECT runs.id, told.reason FROM runs JOIN told USING (queue, task)
-        WHERE runs.id = ANY(ARRAY(SELECT id FROM untold))
-            AND runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.claim_time IS NULL
+        WHERE runs.id = ANY(ARRAY(SELECT id FROM untold)) AND {_UNSENT} AND runs.claim_time IS NULL
             AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
         ORDER BY runs.id
         FOR NO KEY UPDATE OF runs SKIP LOCKED
@@ -146,7 +145,7 @@ _TELL = """
     UPDATE runs SET reason = waiting.reason, version = version + 1, update_time = $1
     FROM waiting WHERE runs.id = waiting.id
     RETURNING runs.*
-"""
+"""  # noqa: S608
 
 _TELL_CONSUMED = """
     WITH taken AS (
@@ -230,11 +229,9 @@ async def tell_consumed(connection: Connection, now: datetime, limit: int) -> li
 async def count_waiting(connection: Connection, queue: str, task: str, most: int) -> int:
     """How many runs of a kind wait to be sent, counted up to `most`."""
     count: int = await connection.fetchval(
-        """
-        SELECT count(*) FROM (
-            SELECT FROM runs WHERE queue = $1 AND task = $2 AND state = 'PENDING' AND dispatch_time IS NULL LIMIT $3
-        ) AS waiting
-        """,
+        f"""
+        SELECT count(*) FROM (SELECT FROM runs WHERE queue = $1 AND task = $2 AND {_UNSENT} LIMIT $3) AS waiting
+        """,  # noqa: S608
         queue,
         task,
         most,

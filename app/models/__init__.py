@@ -4,12 +4,14 @@ Instants are `timestamptz` in UTC and end in `_time`; durations are seconds and 
 the tables for migrations and for statements that vary; rows travel as the driver's records.
 """
 
-from app.models.jobs import DEFINITION, Job, JobVersion, Queue, QueueSighting, Skip
+from app.models.jobs import DEFINITION, RATE_PATTERN, Job, JobVersion, Queue, QueuePlace, QueueSighting, Skip
 from app.models.plane import IdempotencyKey, Lease, Plane, Process, Worker
-from app.models.runs import RefusedReport, Run, RunEvent, RunLog
+from app.models.runs import Backfill, RefusedReport, Run, RunEvent, RunLog
 
 __all__ = [
     "DEFINITION",
+    "RATE_PATTERN",
+    "Backfill",
     "IdempotencyKey",
     "Job",
     "JobVersion",
@@ -17,6 +19,7 @@ __all__ = [
     "Plane",
     "Process",
     "Queue",
+    "QueuePlace",
     "QueueSighting",
     "RefusedReport",
     "Run",

@@ -24,6 +24,9 @@ from sqlmodel import Field, SQLModel
 
 from app.models.columns import document, flag, instant, number, words
 
+#: A rate of runs per second, minute or hour, as Celery writes it.
+RATE_PATTERN: Final = "^[1-9][0-9]{0,5}/[smh]$"
+
 
 class Queue(SQLModel, table=True):
     """An exchange, a routing key and a binding, owned by one namespace. Names are unique on the plane."""
@@ -38,6 +41,8 @@ class Queue(SQLModel, table=True):
         CheckConstraint("max_message_kib IS NULL OR max_message_kib >= 1", name="max_message_kib"),
         CheckConstraint("consumer_timeout_s IS NULL OR consumer_timeout_s >= 60", name="consumer_timeout_s"),
         CheckConstraint("result_db IS NULL OR result_db >= 0", name="result_db"),
+        CheckConstraint("max_active IS NULL OR max_active >= 1", name="max_active"),
+        CheckConstraint(f"rate_limit ~ '{RATE_PATTERN}'", name="rate_limit"),
         CheckConstraint("version >= 1", name="version"),
     )
 
@@ -59,6 +64,13 @@ class Queue(SQLModel, table=True):
     #: Where its stock workers keep results on the plane's Redis, if not in its database and without a key prefix.
     result_db: int | None = number(SmallInteger, nullable=True)
     result_prefix: str = words(default="")
+    #: Most runs that have been sent to it and have not ended.
+    max_active: int | None = number(nullable=True)
+    #: How many runs are sent to it in a time, as `100/m`.
+    rate_limit: str | None = words(nullable=True)
+    #: What of that may be sent at once, as of then: a token bucket. The dispatch writes it alone.
+    rate_tokens: float | None = number(Double, nullable=True)
+    rate_time: datetime | None = instant(nullable=True)
     shared_with: list[str] = document(default="[]")
     paused: bool = flag(False)
     description: str = words(default="")
@@ -72,6 +84,17 @@ class Queue(SQLModel, table=True):
     version: int = number(default="1")
     create_time: datetime = instant(default=True)
     update_time: datetime = instant(default=True)
+
+
+class QueuePlace(SQLModel, table=True):
+    """A run that takes one of the `max_active` places of its queue. Written by the dispatch; may outlive its run's end
+    until somebody wants the place."""
+
+    __tablename__: ClassVar[str] = "queue_places"
+    __table_args__ = (Index("queue_places_queue_idx", "queue"),)
+
+    run_id: UUID = Field(sa_column=Column(Uuid, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True))
+    queue: str = Field(sa_column=Column(Text, ForeignKey("queues.name", ondelete="CASCADE"), nullable=False))
 
 
 class QueueSighting(SQLModel, table=True):
@@ -127,11 +150,16 @@ class Job(SQLModel, table=True):
         Index("jobs_labels_idx", "labels", postgresql_using="gin"),
         Index("jobs_queue_idx", "queue"),
         Index("jobs_contract_problem_idx", "id", postgresql_where=text("contract_problem IS NOT NULL")),
-        CheckConstraint("overlap IN ('skip', 'allow')", name="overlap"),
+        CheckConstraint(
+            "overlap IN ('skip', 'buffer_one', 'buffer_all', 'cancel_other', 'terminate_other', 'allow')",
+            name="overlap",
+        ),
         CheckConstraint("misfire IN ('latest', 'earliest', 'all', 'none')", name="misfire"),
         CheckConstraint("catchup_window_s >= 0", name="catchup_window"),
         CheckConstraint("start_deadline_s IS NULL OR start_deadline_s > 0", name="start_deadline"),
         CheckConstraint("deadline_s IS NULL OR deadline_s > 0", name="deadline"),
+        CheckConstraint("max_active IS NULL OR max_active >= 1", name="max_active"),
+        CheckConstraint("pause_after_failures IS NULL OR pause_after_failures >= 1", name="pause_after_failures"),
         CheckConstraint("(pause_time IS NULL) = (pause_by IS NULL)", name="pause"),
         CheckConstraint("queue IS NOT NULL OR delete_time IS NOT NULL", name="queue_of_live_job"),
         CheckConstraint(
@@ -158,6 +186,9 @@ class Job(SQLModel, table=True):
     catchup_window_s: int = number(default="86400")
     start_deadline_s: int | None = number(nullable=True)
     deadline_s: int | None = number(nullable=True)
+    #: Most runs of the job that may be under way at once; null: as many as `overlap` lets.
+    max_active: int | None = number(nullable=True)
+    pause_after_failures: int | None = number(nullable=True)
     retry: dict[str, Any] = document()
     time_limit_s: float | None = number(Double, nullable=True)
     soft_time_limit_s: float | None = number(Double, nullable=True)
@@ -165,6 +196,8 @@ class Job(SQLModel, table=True):
     pause_time: datetime | None = instant(nullable=True)
     pause_reason: str | None = words(nullable=True)
     pause_by: str | None = words(nullable=True)
+    #: Runs that were made before this do not count for `pause_after_failures`: the job was resumed since.
+    failures_from_time: datetime | None = instant(nullable=True)
     #: Why the job is parked: its trigger could not be evaluated. An edit clears it.
     problem: str | None = words(nullable=True)
     #: Why its arguments do not fit the task as live workers register it. The catalogue sets and clears it.

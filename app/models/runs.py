@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -46,21 +47,30 @@ class Run(SQLModel, table=True):
             "id",
             "due_time",
             "not_registered",
-            postgresql_where=text("state = 'PENDING' AND dispatch_time IS NULL"),
+            postgresql_where=text("state = 'PENDING' AND dispatch_time IS NULL AND waits_for IS NULL"),
         ),
         Index("runs_live_idx", "id", postgresql_where=text("end_time IS NULL")),
         Index("runs_live_job_idx", "job_id", postgresql_where=text("end_time IS NULL")),
+        Index("runs_waiting_idx", "job_id", "id", postgresql_where=text("waits_for IS NOT NULL")),
         Index("runs_job_idx", "job_id", "id"),
         Index("runs_queue_idx", "queue", "id"),
         Index("runs_task_idx", "task", "id"),
         Index("runs_ended_idx", "end_time", postgresql_where=text("end_time IS NOT NULL")),
         Index("runs_cancel_idx", "cancel_next_time", postgresql_where=text("cancel_next_time IS NOT NULL")),
         Index("runs_failed_idx", "id", postgresql_where=text("state = 'FAILURE'")),
+        Index("runs_failed_jobs_idx", "end_time", postgresql_where=text("state = 'FAILURE' AND job_id IS NOT NULL")),
+        Index("runs_backfill_idx", "backfill_id", "scheduled_time", postgresql_where=text("backfill_id IS NOT NULL")),
         ForeignKeyConstraint(
             ["job_id", "job_version"], ["job_versions.job_id", "job_versions.version"], name="runs_job_version_fkey"
         ),
         CheckConstraint("kind IN ('schedule', 'manual', 'adhoc', 'backfill')", name="kind"),
         CheckConstraint("(kind = 'adhoc') = (job_id IS NULL)", name="adhoc_has_no_job"),
+        CheckConstraint("(kind = 'backfill') = (backfill_id IS NOT NULL)", name="backfill"),
+        CheckConstraint("NOT apart OR kind = 'backfill'", name="apart_is_backfill"),
+        CheckConstraint("(waits_for IS NULL) = (most_active IS NULL)", name="waits"),
+        CheckConstraint(
+            "waits_for IS NULL OR (state = 'PENDING' AND dispatch_time IS NULL)", name="waits_undispatched"
+        ),
         CheckConstraint("kind <> 'schedule' OR scheduled_time IS NOT NULL", name="schedule_has_time"),
         CheckConstraint("(job_id IS NULL) = (job_version IS NULL)", name="job_version"),
         CheckConstraint("extract(epoch FROM scheduled_time) % 1 = 0", name="scheduled_whole_seconds"),
@@ -82,6 +92,9 @@ class Run(SQLModel, table=True):
     job_name: str | None = words(nullable=True)
     namespace: str = words()
     kind: str = words()
+    #: The backfill that made it, and whether it counts beside the other runs of its job instead of among them.
+    backfill_id: UUID | None = Field(sa_column=Column(Uuid, nullable=True))
+    apart: bool = flag(False)
     scheduled_time: datetime | None = instant(nullable=True)
     task: str = words()
     args: list[Any] = document(default="[]")
@@ -97,6 +110,9 @@ class Run(SQLModel, table=True):
     deadline_time: datetime | None = instant(nullable=True)
     state: str = words(default="PENDING")
     reason: str | None = words(nullable=True)
+    #: A run of its job that is in the way; it is sent once less than `most_active` of them are active.
+    waits_for: UUID | None = Field(sa_column=Column(Uuid, nullable=True))
+    most_active: int | None = number(nullable=True)
     #: The try that is under way, from 1; `lost` of those before it ended by a lost worker.
     attempt: int = number(default="1")
     lost: int = number(default="0")
@@ -133,6 +149,56 @@ class Run(SQLModel, table=True):
     create_time: datetime = instant(default=True)
     update_time: datetime = instant(default=True)
     version: int = number(default="1")
+
+
+class Backfill(SQLModel, table=True):
+    """Scheduled times of the past that somebody wants run, a few at a time."""
+
+    __tablename__: ClassVar[str] = "backfills"
+    __table_args__ = (
+        Index("backfills_active_key", "job_id", unique=True, postgresql_where=text("end_time IS NULL")),
+        Index("backfills_job_idx", "job_id", "id"),
+        ForeignKeyConstraint(
+            ["job_id", "job_version"],
+            ["job_versions.job_id", "job_versions.version"],
+            name="backfills_job_version_fkey",
+            ondelete="CASCADE",
+        ),
+        CheckConstraint("state IN ('ACTIVE', 'PAUSED', 'DONE', 'CANCELLED')", name="state"),
+        CheckConstraint("(end_time IS NOT NULL) = (state IN ('DONE', 'CANCELLED'))", name="end_time_iff_ended"),
+        CheckConstraint("mode IN ('missing', 'failed', 'all')", name="mode"),
+        CheckConstraint("overlap IN ('allow', 'buffer_all')", name="overlap"),
+        CheckConstraint("from_time < to_time", name="times"),
+        CheckConstraint("max_active >= 1", name="max_active"),
+        CheckConstraint("version >= 1", name="version"),
+    )
+
+    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    job_id: UUID = Field(sa_column=Column(Uuid, nullable=False))
+    #: The definition that names the times and the work, whatever the job becomes meanwhile.
+    job_version: int = number()
+    from_time: datetime = instant()
+    to_time: datetime = instant()
+    mode: str = words()
+    overlap: str = words()
+    max_active: int = number()
+    state: str = words(default="ACTIVE")
+    reason: str | None = words(nullable=True)
+    #: The last scheduled time that was dealt with.
+    cursor_time: datetime = instant()
+    #: Scheduled times in the window, those dealt with without a run, and the runs that were made, by their end.
+    total: int = number(BigInteger)
+    skipped: int = number(BigInteger, default="0")
+    succeeded: int = number(BigInteger, default="0")
+    failed: int = number(BigInteger, default="0")
+    revoked: int = number(BigInteger, default="0")
+    #: The runs that have not ended as of the last look.
+    live: list[UUID] = Field(sa_column=Column(ARRAY(Uuid), nullable=False, server_default="{}"))
+    author: str = words()
+    version: int = number(default="1")
+    create_time: datetime = instant(default=True)
+    update_time: datetime = instant(default=True)
+    end_time: datetime | None = instant(nullable=True)
 
 
 class RunEvent(SQLModel, table=True):
