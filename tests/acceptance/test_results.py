@@ -51,8 +51,11 @@ def test_from_the_body_to_the_caller(plane: Plane, tmp_path: Path, pool: str) ->
     wrong = {kind: run(api, "result.odd", kind=kind) for kind in WRONG}
     large, mark = run(api, "result.rows", count=10_000), run(api, "result.odd", kind="mark")
     typed = run(api, "result.odd", kind="typed")
-    talk = run(api, "result.talk", lines=30, pause_s=0.05)
+    watched = tmp_path / "watched"
+    talk = run(api, "result.talk", lines=30, pause_s=0.05, after=str(watched))
     watching = plane.start([*JOBPLANE, "watch", talk, "--url", api.url], name="watch")
+    wait_until(lambda: f"result.talk · {talk}" in watching.output(), 30, "somebody watches")
+    watched.touch()
 
     for kind, run_id in wrong.items():
         found = ended(api, run_id)

@@ -167,6 +167,7 @@ def test_an_end_is_recorded_and_reaches_a_client_although_scheduler_and_api_were
         ended = api.get(f"/runs/{run_id}", wait=30, until="end")
         wait_until(lambda: watcher.seen()[run_id][-1]["state"] == "SUCCESS", 10, "the client knows of the end")
         print(f"known after {time.monotonic() - killed:.1f} s")
+        wait_until(lambda: any(frame["type"] == "live" for frame in watcher.frames[before:]), 10, "it is live again")
         seen, frames = watcher.seen()[run_id], watcher.frames[before:]
     assert (ended["state"], ended["result"], ended["attempt"], ended["attempts"]) == ("SUCCESS", {"steps": 40}, 1, [])
     assert seen[-1] == ended

@@ -3,6 +3,7 @@
 import math
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 from celery import shared_task
@@ -35,8 +36,11 @@ def odd(kind: str) -> Any:
 
 
 @shared_task(name="result.talk")
-def talk(lines: int, pause_s: float) -> str:
-    """Prints lines, with progress."""
+def talk(lines: int, pause_s: float, after: str) -> str:
+    """Prints lines, with progress, once there is a file; it waits a minute for that."""
+    end = time.monotonic() + 60
+    while not Path(after).exists() and time.monotonic() < end:
+        time.sleep(0.05)
     for number in range(1, lines + 1):
         print(f"line {number}")
         progress(number, lines)
