@@ -6,6 +6,7 @@
     ├── Conflict           409  the state of things forbids it
     │   ├── NameTaken
     │   ├── QueueInUse
+    │   ├── NoRoom
     │   └── RunEnded
     ├── ResultGone         410  the result of a run is kept nowhere
     ├── PreconditionFailed 412  If-Match names another version
@@ -85,6 +86,13 @@ class QueueInUse(Conflict):
 
     type = "queue-in-use"
     title = "Queue in use"
+
+
+class NoRoom(Conflict):
+    """Other runs of the job have not ended, and the overlap policy lets no further one wait or begin."""
+
+    type = "no-room"
+    title = "No room for a further run"
 
 
 class RunEnded(Conflict):

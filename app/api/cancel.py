@@ -17,7 +17,7 @@ from app.api.plane import Plane
 from app.database import Record, clock
 from app.errors import NotFound, RunEnded
 from app.progress import cancel_queries, cancelling, withdraw
-from app.progress.announce import announce, ring
+from app.progress.announce import tell
 from app.progress.sources import Source
 from app.progress.standing import Move, Standing
 from app.progress.transition import apply
@@ -71,11 +71,11 @@ async def _try(plane: Plane, row: Record, source: Source) -> Record:
     except (RedisError, OSError):  # a time-out is an OSError
         return await _explain(plane, row)
     changed = await withdraw.write(plane.database, taken)
-    if changed is None:  # a stock worker has it, or somebody else moved it on
+    if not changed:  # a stock worker has it, or somebody else moved it on
         async with plane.database.reading() as connection:
-            changed = await queries.whole_run(connection, row["id"]) or row
-    await _hint(plane, [changed])
-    return changed
+            changed = [await queries.whole_run(connection, row["id"]) or row]
+    await _hint(plane, changed)
+    return changed[0]
 
 
 async def _explain(plane: Plane, row: Record) -> Record:
@@ -90,8 +90,6 @@ async def _hint(plane: Plane, rows: list[Record]) -> None:
     """Tell watchers, and wake the schedulers where something is left to do."""
     try:
         async with asyncio.timeout(_TRY_S):
-            await announce(plane.redis, rows)
-            if any(row["cancel_next_time"] is not None for row in rows):
-                await ring(plane.redis)
+            await tell(plane.redis, rows)
     except TimeoutError:
         pass

@@ -19,8 +19,9 @@ from app.api.schemas.runs import RunOut, RunPage
 from app.api.views import job_view
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, clock, new_id
+from app.due.admit import admit_one
 from app.errors import Invalid
-from app.progress.transition import NewRun, create
+from app.progress.transition import NewRun
 from app.progress.view import run_view
 from app.schedule import definitions, triggers
 from app.schedule.previews import preview
@@ -77,11 +78,14 @@ async def _before(connection: Connection, now: datetime, job_id: UUID, begin: da
 async def trigger_job(
     plane: PlaneOf, caller: CallerOf, job_id: UUID, key: KeyOf, body: TriggerNowIn | None = None
 ) -> Response:
-    """A run of the job now, whatever its schedule says; also of a job that is disabled or paused."""
+    """A run of the job now, whatever its schedule says; also of a job that is disabled or paused.
+
+    It begins beside other runs of the job, unless `overlap` says otherwise.
+    """
     asked = body or TriggerNowIn()
 
     async def effect(connection: Connection, now: datetime) -> Done:
-        job = await definitions.found(connection, job_id)
+        job = await locked(connection, job_id)
         chosen = {name: value for name in TriggerNowIn.model_fields if (value := getattr(asked, name)) is not None}
         work = {name: chosen.get(name, job[name]) for name in ("args", "kwargs", "queue", "priority")}
         check_arguments(work["args"], work["kwargs"], plane.settings.args_limit_kib)
@@ -104,7 +108,7 @@ async def trigger_job(
             start_deadline_time=after(now, job["start_deadline_s"]),
             deadline_time=after(now, job["deadline_s"]),
         )
-        return made(await create(connection, now, [run]))
+        return made(await admit_one(connection, now, job, asked.overlap, run))
 
     return await write(plane, effect, key)
 
@@ -115,7 +119,7 @@ def after(now: datetime, seconds: int | None) -> datetime | None:
 
 
 def made(runs: list[Any]) -> Done:
-    """The answer to a request that made one run."""
+    """The answer to a request that made one run: the first of these; the others changed by it."""
     headers = {"Location": f"/api/v1/runs/{runs[0]['id']}", "ETag": tag(runs[0]["version"])}
     return Done(run_view(runs[0]), 201, headers, runs, ring=True)
 

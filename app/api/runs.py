@@ -24,6 +24,7 @@ from app.api.schemas.fields import NothingIn
 from app.api.schemas.runs import CancelIn, EventPage, RunIn, RunOut, RunPageWithCursor
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record, new_id
+from app.due.admit import admit_one
 from app.errors import BadRequest, Conflict, NotFound, ResultGone
 from app.feed.queries import where_we_are
 from app.logs.place import result_of
@@ -32,6 +33,7 @@ from app.progress import marks
 from app.progress.transition import NewRun, create
 from app.progress.view import run_view
 from app.schedule.definitions import check_queue
+from app.schedule.queries import lock_job
 from app.schedule.sizes import check_arguments
 from app.states import SUCCESS
 
@@ -182,7 +184,7 @@ async def list_run_events(plane: PlaneOf, run_id: UUID, query: Annotated[EventQu
 async def retry_run(
     plane: PlaneOf, caller: CallerOf, run_id: UUID, key: KeyOf, body: NothingIn | None = None
 ) -> Response:
-    """A new run of the same work, once this one has ended."""
+    """A new run of the same work, once this one has ended; it begins beside other runs of its job."""
 
     async def effect(connection: Connection, now: datetime) -> Done:
         old = await queries.whole_run(connection, run_id)
@@ -198,7 +200,10 @@ async def retry_run(
             deadline_time=_deadline_again(old, now),
             **{name: old[name] for name in _SAME_WORK},
         )
-        return made(await create(connection, now, [run]))
+        job = None if run.job_id is None else await lock_job(connection, run.job_id)
+        if job is None:
+            return made(await create(connection, now, [run]))
+        return made(await admit_one(connection, now, job, "allow", run))
 
     return await write(plane, effect, key)
 

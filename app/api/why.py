@@ -70,7 +70,8 @@ async def _why_run(connection: Connection, now: datetime, run: Mapping[str, Any]
     ahead = 0
     if run["state"] == PENDING and run["dispatch_time"] is not None:
         ahead = await queries.runs_ahead(connection, run["queue"], run["dispatch_time"], MOST_AHEAD)
-    return why_run(now, run, around, ahead)
+    before = await queries.whole_run(connection, run["waits_for"]) if run["waits_for"] is not None else None
+    return why_run(now, run, around, ahead, before)
 
 
 async def _surroundings(connection: Connection, queue: str, node: str | None = None) -> Surroundings:

@@ -7,13 +7,13 @@ for any gap: nothing walks from time to time.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Final, Literal, assert_never
+from typing import Final, Literal
 from uuid import UUID
 
+from app.due.overlap import Others, Overlap, Room, room
 from app.schedule.triggers import SECOND, Trigger, count, due_time, newest, next_after, next_due, times
 
 Misfire = Literal["latest", "earliest", "all", "none"]
-Overlap = Literal["skip", "allow"]
 SkipReason = Literal["coalesced", "missed", "overlap", "paused", "limit"]
 RunOf = Literal["blocker", "fired"]
 
@@ -21,6 +21,7 @@ RunOf = Literal["blocker", "fired"]
 PUNCTUAL: Final = timedelta(seconds=5)
 #: How late a time may be that fires under the misfire policy `none`.
 NONE_LATE: Final = timedelta(seconds=60)
+_NOBODY: Final = Others()
 #: How many late times fire at once under the policy `all`; the newer ones are skipped, reason `limit`.
 ALL_MOST: Final = 100
 
@@ -29,8 +30,9 @@ ALL_MOST: Final = 100
 class SkipRange:
     """Consecutive scheduled times that one cause kept from running.
 
-    `run_of` says which run the row names: the one in the way, the one that fires (the newest of `Decision.fire`), or
-    none. If `exact` is false, counting stopped at a bound and `count` is the least number that it can be.
+    `run_of` says which run the row names: the one in the way (`Room.blocker`), the one that fires (the newest of
+    `Decision.fire`), or none. If `exact` is false, counting stopped at a bound and `count` is the least number that it
+    can be.
     """
 
     reason: SkipReason
@@ -63,18 +65,19 @@ def decide(
     now: datetime,
     misfire: Misfire = "latest",
     overlap: Overlap = "skip",
+    max_active: int | None = None,
     catchup_window_s: int = 86_400,
-    blocker: UUID | None = None,
+    others: Others = _NOBODY,
 ) -> Decision:
     """What a tick does with a job: deals with every time that is due, jitter included.
 
-    `cursor` is the last time dealt with, `blocker` a run of the same job that has not ended.
+    `cursor` is the last time dealt with, `others` the runs of the same job that have not ended.
     """
     upto = _newest_due(trigger, job_id, cursor, now)
     if upto is None:
         return Decision((), (), cursor, next_due(trigger, job_id, cursor))
     missed = _newest_due(trigger, job_id, cursor, now - _latest(misfire, catchup_window_s) - timedelta(microseconds=1))
-    return _account(trigger, job_id, cursor, missed, upto, misfire, overlap, blocker)
+    return _account(trigger, job_id, cursor, missed, upto, misfire, room(overlap, others, max_active))
 
 
 def settle(
@@ -85,8 +88,9 @@ def settle(
     now: datetime,
     misfire: Misfire = "latest",
     overlap: Overlap = "skip",
+    max_active: int | None = None,
     catchup_window_s: int = 86_400,
-    blocker: UUID | None = None,
+    others: Others = _NOBODY,
 ) -> Decision:
     """What edit, pause and delete do first: as `decide`, with the old definition.
 
@@ -98,7 +102,7 @@ def settle(
     if upto is None:
         return Decision((), (), end, next_due(trigger, job_id, end))
     missed = _newest_due(trigger, job_id, cursor, now - _latest(misfire, catchup_window_s) - timedelta(microseconds=1))
-    decision = _account(trigger, job_id, cursor, missed, upto, misfire, overlap, blocker)
+    decision = _account(trigger, job_id, cursor, missed, upto, misfire, room(overlap, others, max_active))
     return Decision(decision.fire, decision.skips, end, next_due(trigger, job_id, end))
 
 
@@ -113,6 +117,11 @@ def settle_paused(
     last = newest(trigger, cursor, end)
     skips = () if last is None else (_skip(trigger, reason, None, cursor, last),)
     return Decision((), skips, end, next_due(trigger, job_id, end))
+
+
+def paused_for(failures: int, run: UUID) -> str:
+    """Why a job was paused whose runs fail: the newest so many, the last of them this one."""
+    return f"its run {run} failed" if failures == 1 else f"{failures} runs in a row failed, the last of them {run}"
 
 
 def start_deadline(scheduled_time: datetime, start_deadline_s: int | None) -> datetime | None:
@@ -140,8 +149,7 @@ def _account(
     missed: datetime | None,
     upto: datetime,
     misfire: Misfire,
-    overlap: Overlap,
-    blocker: UUID | None,
+    left: Room,
 ) -> Decision:
     """Deal with the times in (cursor, upto], of which those up to `missed` are too old."""
     fire: tuple[datetime, ...] = ()
@@ -150,34 +158,31 @@ def _account(
         skips.append(_skip(trigger, "missed", None, cursor, missed))
     start = cursor if missed is None else missed
     if start < upto:
-        if overlap == "skip" and blocker is not None:
-            skips.append(_skip(trigger, "overlap", "blocker", start, upto))
+        if left.runs == 0:
+            skips.append(_skip(trigger, left.reason, "blocker", start, upto))
         else:
-            fire, others = _fired(trigger, start, upto, misfire, overlap)
+            fire, others = _fired(trigger, start, upto, misfire, left)
             skips += others
     return Decision(fire, tuple(skips), upto, next_due(trigger, job_id, upto))
 
 
 def _fired(
-    trigger: Trigger, start: datetime, upto: datetime, misfire: Misfire, overlap: Overlap
+    trigger: Trigger, start: datetime, upto: datetime, misfire: Misfire, left: Room
 ) -> tuple[tuple[datetime, ...], list[SkipRange]]:
-    """Which of the times in (start, upto] fire, and why the others do not; nothing is in the way of the first."""
-    if misfire == "latest":
+    """Which of the times in (start, upto] fire, and why the others do not; there is room for at least one."""
+    if misfire == "latest" or (left.newest and misfire != "earliest"):
         earlier = newest(trigger, start, upto - SECOND)
-        return (upto,), [] if earlier is None else [_skip(trigger, "coalesced", "fired", start, earlier)]
-    # Under `skip` the first that fires is in the way of all behind it.
-    one = misfire == "earliest" or overlap == "skip"
-    fire = tuple(islice(times(trigger, start, upto), 1 if one else ALL_MOST))
+        reason: SkipReason = "coalesced" if misfire == "latest" else left.reason
+        return (upto,), [] if earlier is None else [_skip(trigger, reason, "fired", start, earlier)]
+    if misfire == "earliest":
+        fire = tuple(islice(times(trigger, start, upto), 1))
+        return fire, [] if fire[-1] == upto else [_skip(trigger, "coalesced", "fired", fire[-1], upto)]
+    # The first ones fill the room, and are in the way of all behind them.
+    fire = tuple(islice(times(trigger, start, upto), min(left.runs, ALL_MOST)))
     if fire[-1] == upto:
         return fire, []
-    match misfire:
-        case "earliest":
-            return fire, [_skip(trigger, "coalesced", "fired", fire[-1], upto)]
-        case "all" | "none":
-            reason: SkipReason = "overlap" if one else "limit"
-            return fire, [_skip(trigger, reason, "fired" if one else None, fire[-1], upto)]
-        case _:
-            assert_never(misfire)
+    reason = left.reason if left.runs < ALL_MOST else "limit"
+    return fire, [_skip(trigger, reason, "fired" if reason == "overlap" else None, fire[-1], upto)]
 
 
 def _latest(misfire: Misfire, catchup_window_s: int) -> timedelta:

@@ -1,6 +1,6 @@
 """The tick's statements, each named for what it decides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -43,11 +43,37 @@ async def oldest_live_runs(connection: Connection, job_ids: Sequence[UUID]) -> d
     rows = await connection.fetch(
         """
         SELECT DISTINCT ON (job_id) job_id, id FROM runs
-        WHERE job_id = ANY($1) AND end_time IS NULL ORDER BY job_id, id
+        WHERE job_id = ANY($1) AND end_time IS NULL AND NOT apart ORDER BY job_id, id
         """,
         job_ids,
     )
     return {row["job_id"]: row["id"] for row in rows}
+
+
+async def lock_active_runs(connection: Connection, job_ids: Sequence[UUID]) -> set[UUID]:
+    """The runs of these jobs that have not ended and wait for none, locked in the order of ids."""
+    rows = await connection.fetch(
+        """
+        SELECT id FROM runs WHERE job_id = ANY($1) AND end_time IS NULL AND waits_for IS NULL AND NOT apart
+        ORDER BY id FOR NO KEY UPDATE
+        """,
+        job_ids,
+    )
+    return {row["id"] for row in rows}
+
+
+async def live_runs(connection: Connection, job_ids: Sequence[UUID]) -> list[Record]:
+    """By job, its runs that have not ended: `active` and `waiting`, oldest first."""
+    rows: list[Record] = await connection.fetch(
+        """
+        SELECT job_id,
+            coalesce(array_agg(id ORDER BY id) FILTER (WHERE waits_for IS NULL), '{}') AS active,
+            coalesce(array_agg(id ORDER BY id) FILTER (WHERE waits_for IS NOT NULL), '{}') AS waiting
+        FROM runs WHERE job_id = ANY($1) AND end_time IS NULL AND NOT apart GROUP BY job_id
+        """,
+        job_ids,
+    )
+    return rows
 
 
 async def advance(
@@ -81,6 +107,65 @@ async def park(connection: Connection, problems: Sequence[tuple[UUID, str]]) -> 
         """,
         ids,
         texts,
+    )
+
+
+# The newest ended runs of a job, as many as it takes to pause it; backfills are another matter.
+_NEWEST = """
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS number, bool_and(state = 'FAILURE') AS failed, (array_agg(id ORDER BY id DESC))[1] AS run_id
+        FROM (
+            SELECT id, state FROM runs
+            WHERE job_id = jobs.id AND state IN ('SUCCESS', 'FAILURE') AND kind <> 'backfill'
+                AND create_time > coalesce(jobs.failures_from_time, '-infinity')
+            ORDER BY id DESC LIMIT jobs.pause_after_failures
+        ) AS ended
+    ) AS newest
+"""
+_FAILING = "newest.failed AND newest.number = jobs.pause_after_failures"
+
+
+async def failed_in_a_row(connection: Connection, job_ids: Sequence[UUID]) -> list[Record]:
+    """Those of these jobs whose newest ended runs have all failed: `id`, how many, and `run_id`, the last of them."""
+    rows: list[Record] = await connection.fetch(
+        f"""
+        SELECT jobs.id, jobs.pause_after_failures AS failures, newest.run_id
+        FROM jobs {_NEWEST} WHERE jobs.id = ANY($1) AND {_FAILING}
+        """,  # noqa: S608  (text of our own)
+        job_ids,
+    )
+    return rows
+
+
+async def claim_failing(connection: Connection, since: datetime, limit: int) -> list[Record]:
+    """Jobs that go on and are to be paused, for runs of them that failed since then were once too many: locked."""
+    rows: list[Record] = await connection.fetch(
+        f"""
+        SELECT jobs.* FROM jobs {_NEWEST}
+        WHERE jobs.id = ANY(ARRAY(
+                SELECT DISTINCT job_id FROM runs WHERE state = 'FAILURE' AND job_id IS NOT NULL AND end_time > $1
+            ))
+            AND jobs.pause_after_failures IS NOT NULL AND jobs.enabled AND jobs.pause_time IS NULL
+            AND jobs.problem IS NULL AND jobs.delete_time IS NULL AND {_FAILING}
+        ORDER BY jobs.id LIMIT $2 FOR NO KEY UPDATE OF jobs SKIP LOCKED
+        """,  # noqa: S608
+        since,
+        limit,
+    )
+    return rows
+
+
+async def pause(connection: Connection, now: datetime, reasons: Mapping[UUID, str]) -> None:
+    """Take jobs out of the schedule until somebody resumes them, each with its reason."""
+    await connection.execute(
+        """
+        UPDATE jobs SET pause_time = $1, pause_reason = m.reason, pause_by = 'jobplane', next_run_time = NULL,
+            update_time = $1
+        FROM unnest($2::uuid[], $3::text[]) AS m (id, reason) WHERE jobs.id = m.id
+        """,
+        now,
+        list(reasons),
+        list(reasons.values()),
     )
 
 

@@ -7,7 +7,7 @@ run rows are the outbox.
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
@@ -17,9 +17,20 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import Connection, Database, Record, clock, new_id
 from app.due import queries
-from app.due.decide import Decision, SkipReason, deadline, decide, settle, settle_paused, start_deadline
-from app.progress.announce import announce
-from app.progress.transition import NewRun, create
+from app.due.admit import Firing, admit, others_of
+from app.due.decide import (
+    Decision,
+    SkipReason,
+    deadline,
+    decide,
+    paused_for,
+    settle,
+    settle_paused,
+    start_deadline,
+)
+from app.due.overlap import Others, room
+from app.progress.announce import announce, ring
+from app.progress.transition import NewRun
 from app.schedule import triggers
 
 log = structlog.get_logger()
@@ -28,8 +39,11 @@ log = structlog.get_logger()
 POLL_S = 1.0
 #: When to look again at due jobs that another scheduler has locked: it may die, and then they are free at once.
 _LOCKED_S = 0.05
+#: How far the first look for failures goes back, and how late one may be committed.
+_FIRST_LOOK = timedelta(hours=1)
+_LATE = timedelta(seconds=10)
 
-Judge: TypeAlias = Callable[[Record, datetime, UUID | None], Decision]
+Judge: TypeAlias = Callable[[Record, datetime, Others], Decision]
 
 
 class Tick:
@@ -40,6 +54,8 @@ class Tick:
         self._redis = redis
         self._limit = limit
         self._next_look = 0.0
+        #: When failed runs were looked for last.
+        self._failures_time: datetime | None = None
 
     @property
     def pause_s(self) -> float:
@@ -55,20 +71,34 @@ class Tick:
         async with self._database.transaction() as connection:
             now = await clock(connection)
             read_at = time.monotonic()
-            jobs = await queries.claim_due(connection, now, self._limit)
+            failing = await self._claim_failing(connection, now)
+            seen = {job["id"] for job in failing}
+            due = await queries.claim_due(connection, now, self._limit)
+            jobs = [*failing, *(job for job in due if job["id"] not in seen)]
             await faults.at("tick.after_select")
             runs, dealt = await _deal(connection, now, jobs, _decide, self._limit)
             next_time = await queries.next_due(connection)
             await faults.at("tick.before_commit")
         wait_s = POLL_S if next_time is None else min((next_time - now).total_seconds(), POLL_S)
         # Due, and not among ours: somebody else is at it.
-        self._next_look = time.monotonic() + _LOCKED_S if wait_s <= 0 and not jobs else read_at + wait_s
+        self._next_look = time.monotonic() + _LOCKED_S if wait_s <= 0 and not due else read_at + wait_s
         await faults.at("tick.after_commit")
-        if runs:
-            lateness = max(now - run["scheduled_time"] for run in runs)
-            log.debug("fired", jobs=len(jobs), runs=len(runs), lateness_s=lateness.total_seconds())
+        made = [run for run in runs if run["version"] == 1]
+        if made:
+            lateness = max(now - run["scheduled_time"] for run in made)
+            log.debug("fired", jobs=len(jobs), runs=len(made), lateness_s=lateness.total_seconds())
         await announce(self._redis, runs)
-        return len(jobs) == self._limit or dealt < len(jobs)
+        if any(run["cancel_next_time"] is not None for run in runs):
+            await ring(self._redis)
+        return len(due) == self._limit or dealt < len(jobs)
+
+    async def _claim_failing(self, connection: Connection, now: datetime) -> list[Record]:
+        """Jobs to be paused for their failures, locked; looked for once a second, from before the last look on."""
+        last = self._failures_time
+        if last is not None and now - last < timedelta(seconds=POLL_S):
+            return []
+        self._failures_time = now
+        return await queries.claim_failing(connection, now - _FIRST_LOOK if last is None else last - _LATE, self._limit)
 
 
 async def settle_job(connection: Connection, now: datetime, job_id: UUID) -> tuple[Record | None, list[Record]]:
@@ -82,7 +112,7 @@ async def settle_job(connection: Connection, now: datetime, job_id: UUID) -> tup
     return await queries.lock_job(connection, job_id), runs
 
 
-def _decide(job: Record, now: datetime, blocker: UUID | None) -> Decision:
+def _decide(job: Record, now: datetime, others: Others) -> Decision:
     return decide(
         triggers.load(job["trigger"]),
         job_id=job["id"],
@@ -90,12 +120,13 @@ def _decide(job: Record, now: datetime, blocker: UUID | None) -> Decision:
         now=now,
         misfire=job["misfire"],
         overlap=job["overlap"],
+        max_active=job["max_active"],
         catchup_window_s=job["catchup_window_s"],
-        blocker=blocker,
+        others=others,
     )
 
 
-def _settle(job: Record, now: datetime, blocker: UUID | None) -> Decision:
+def _settle(job: Record, now: datetime, others: Others) -> Decision:
     cursor = job["cursor_time"]
     if not job["enabled"]:
         # Nothing was scheduled while it was off: there is nothing to account for.
@@ -111,39 +142,51 @@ def _settle(job: Record, now: datetime, blocker: UUID | None) -> Decision:
         now=now,
         misfire=job["misfire"],
         overlap=job["overlap"],
+        max_active=job["max_active"],
         catchup_window_s=job["catchup_window_s"],
-        blocker=blocker,
+        others=others,
     )
+
+
+def _pause(job: Record, now: datetime, others: Others) -> Decision:
+    """What becomes of a job's times that are due when it is paused: they were due in the pause."""
+    return settle_paused(triggers.load(job["trigger"]), job_id=job["id"], cursor=job["cursor_time"], now=now)
 
 
 async def _deal(
     connection: Connection, now: datetime, jobs: Sequence[Record], judge: Judge, most: int = 1
 ) -> tuple[list[Record], int]:
-    """Write what `judge` decides for locked jobs; a job whose trigger raises is parked, the others go on.
+    """Write what `judge` decides for locked jobs; a job whose trigger raises is parked, and one whose runs fail again
+    and again is paused; the others go on.
 
-    Returns the runs that were made and how many of the jobs were dealt with: none any more once there are `most` runs.
+    Returns the runs that were made or changed and how many of the jobs were dealt with: none any more once there are
+    `most` new runs.
     """
     if not jobs:
         return [], 0
-    blockers = await queries.oldest_live_runs(connection, [job["id"] for job in jobs if job["overlap"] == "skip"])
-    new: list[NewRun] = []
+    failing = await _failing(connection, jobs)
+    others = await others_of(connection, jobs)
+    new = 0
+    firings: list[Firing] = []
     skips: list[queries.SkipRow] = []
     advances: list[tuple[UUID, datetime, datetime | None, bool]] = []
     problems: list[tuple[UUID, str]] = []
     dealt = 0
     for job in jobs:
-        if len(new) >= most:
+        if new >= most:
             break
         dealt += 1
-        blocker = blockers.get(job["id"])
+        beside = others.get(job["id"], Others())
         try:
-            decision = judge(job, now, blocker)
+            decision = (_pause if job["id"] in failing else judge)(job, now, beside)
         except Exception as error:
             log.exception("job_parked", job_id=str(job["id"]))
             problems.append((job["id"], f"the trigger cannot be evaluated: {error}"))
             continue
         fired = [_run(job, time) for time in decision.fire]
-        new += fired
+        new += len(fired)
+        firings.append(Firing(job["overlap"], job["max_active"], beside, fired))
+        blocker = room(job["overlap"], beside, job["max_active"]).blocker
         names = {"blocker": blocker, "fired": fired[-1].id if fired else None, None: None}
         cursor = job["cursor_time"]
         for skip in decision.skips:
@@ -153,15 +196,27 @@ async def _deal(
                 (job["id"], cursor, skip.reason, names[skip.run_of], skip.first, skip.last, skip.count, skip.exact)
             )
             cursor = skip.last
-        advances.append((job["id"], decision.cursor, decision.next_time if _ticks(job) else None, bool(fired)))
-    runs = await create(connection, now, new)
+        ticks = _ticks(job) and job["id"] not in failing
+        advances.append((job["id"], decision.cursor, decision.next_time if ticks else None, bool(fired)))
+    runs = await admit(connection, now, firings)
     if skips:
         await queries.record_skips(connection, skips)
     if advances:
         await queries.advance(connection, now, advances)
     if problems:
         await queries.park(connection, problems)
+    if failing:
+        await queries.pause(connection, now, failing)
     return runs, dealt
+
+
+async def _failing(connection: Connection, jobs: Sequence[Record]) -> dict[UUID, str]:
+    """Those of these jobs that are to be paused, with the reason: their newest runs failed, as many as it takes."""
+    watched = [job["id"] for job in jobs if job["pause_after_failures"] is not None and _ticks(job)]
+    rows = await queries.failed_in_a_row(connection, watched) if watched else []
+    for row in rows:
+        log.warning("job_paused", job_id=str(row["id"]), failures=row["failures"], run_id=str(row["run_id"]))
+    return {row["id"]: paused_for(row["failures"], row["run_id"]) for row in rows}
 
 
 def _ticks(job: Record) -> bool:

@@ -133,6 +133,8 @@ DEFINITION: Final = (
     "catchup_window_s",
     "start_deadline_s",
     "deadline_s",
+    "max_active",
+    "pause_after_failures",
     "retry",
     "time_limit_s",
     "soft_time_limit_s",

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.progress.view import encode, run_view
+from app.states import PENDING
 from workers.protocol import DOORBELL_CHANNEL, RUNS_CHANNEL
 
 log = structlog.get_logger()
@@ -33,6 +34,13 @@ async def announce(redis: Redis, rows: Sequence[Mapping[str, Any]]) -> None:
             await pipe.execute()
     except (RedisError, OSError) as error:
         log.debug("announce_failed", runs=len(rows), error=str(error))
+
+
+async def tell(redis: Redis, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Announce committed runs, and wake the schedulers where something is to be done about one of them."""
+    await announce(redis, rows)
+    if any(row["state"] == PENDING or row["cancel_next_time"] is not None for row in rows):
+        await ring(redis)
 
 
 async def ring(redis: Redis) -> None:

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from app.database import Database, Record, clock
 from app.progress import cancel_queries as queries
 from app.progress import cancelling, withdraw
-from app.progress.announce import announce
+from app.progress.announce import tell
 from app.progress.cancelling import WAITS_FOR_BROKER, WAITS_FOR_REDIS, Audience
 from app.progress.control import Control
 from app.progress.sources import Source
@@ -110,9 +110,7 @@ class Canceller:
         except (RedisError, OSError) as error:  # a time-out is an OSError
             log.debug("cancel_waits", run_id=str(row["id"]), error=f"{type(error).__name__}: {error}")
             return None
-        written = await withdraw.write(self._database, taken)
-        if written is not None:
-            await self._announce([written])
+        await self._announce(await withdraw.write(self._database, taken))
         return taken.whose
 
     async def _explain(self, moves: Mapping[UUID, Sequence[Move]]) -> None:
@@ -125,7 +123,7 @@ class Canceller:
     async def _announce(self, rows: Sequence[Record]) -> None:
         for row in rows:
             log.info("cancel_pursued", run_id=str(row["id"]), state=row["state"], reason=row["reason"])
-        await announce(self._redis, rows)
+        await tell(self._redis, rows)
 
     async def _look_after(self, now: datetime, rows: Sequence[Record]) -> dict[UUID, datetime | None]:
         """Ended runs: what their end left behind. When to look again; None: no more."""

@@ -106,8 +106,12 @@ def explain(what: str) -> Move:
 
 
 def untouched(standing: Standing) -> bool:
-    """Whether no message of this run can exist: a claim that was given back has left its reason, and so a version."""
-    return standing.version == 1 and standing.dispatches == 0 and standing.claim_time is None
+    """Whether no message of this run can exist: a claim that was given back has left its reason, and so a version.
+
+    What waits for another run was never claimed, whatever its version.
+    """
+    never_claimed = standing.version == 1 or standing.waits_for is not None
+    return never_claimed and standing.dispatches == 0 and standing.claim_time is None
 
 
 def started_by_stranger(standing: Standing) -> bool:

@@ -25,6 +25,7 @@ UNHEARD = "unheard: dispatched, and no worker has said that it started"
 NO_WORKER = "no worker consumes the queue"
 #: How the reason begins.
 NOT_REGISTERED = "not registered"
+REPLACED = "replaced"
 
 #: So often a message is given up by workers that do not know its task before it waits for all of them to register it.
 NOT_REGISTERED_MOST: Final = 5
@@ -92,7 +93,7 @@ def next_attempt(now: datetime, standing: Standing, error: dict[str, Any], delay
 
 def end(now: datetime, standing: Standing, state: str, **changes: Any) -> Standing:
     """The run, ended."""
-    changes = {"reason": None, "cancel_next_time": None, **changes}
+    changes = {"reason": None, "cancel_next_time": None, "waits_for": None, "most_active": None, **changes}
     return replace(standing, state=state, end_time=now, claim_time=None, claimed_by=None, **changes)
 
 
@@ -170,6 +171,17 @@ def cancel(now: datetime, reason: str) -> Move:
         if standing.state in TERMINAL:
             return None
         return end(now, standing, REVOKED, reason=cancelled_by(standing) or reason)
+
+    return move
+
+
+def replaced(now: datetime, by: UUID) -> Move:
+    """End a run that waits for others of its job and was never sent, for a newer one takes its place."""
+
+    def move(standing: Standing) -> Standing | None:
+        if standing.state in TERMINAL or standing.waits_for is None:
+            return None
+        return end(now, standing, REVOKED, reason=f"{REPLACED} by run {by}")
 
     return move
 

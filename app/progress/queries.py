@@ -126,7 +126,7 @@ async def past_start_deadline(connection: Connection, now: datetime, after: UUID
     rows: list[Record] = await connection.fetch(
         """
         SELECT id, attempt, retries, runs.version,
-               claim_time IS NULL AND dispatches = 0 AND runs.version = 1 AS untouched,
+               claim_time IS NULL AND dispatches = 0 AND (runs.version = 1 OR waits_for IS NOT NULL) AS untouched,
                first_dispatch, dispatches, coalesce(dispatch_time, claim_time) AS sent_time, result_db, result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue
         WHERE end_time IS NULL AND state = $4 AND attempt = 1 AND start_deadline_time <= $1 AND id > $2
@@ -145,7 +145,7 @@ async def past_deadline(connection: Connection, now: datetime, after: UUID, limi
     rows: list[Record] = await connection.fetch(
         """
         SELECT runs.id, queue, state, reason, leased, worker, attempt, retries, deadline_time, runs.update_time,
-               claim_time IS NULL AND dispatches = 0 AND runs.version = 1 AS untouched,
+               claim_time IS NULL AND dispatches = 0 AND (runs.version = 1 OR waits_for IS NOT NULL) AS untouched,
                claim_time IS NOT NULL OR dispatches >= first_dispatch AS sent, first_dispatch, dispatches,
                coalesce(dispatch_time, claim_time) AS sent_time, result_db, result_prefix
         FROM runs LEFT JOIN queues ON queues.name = runs.queue

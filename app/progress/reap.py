@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 
 from app import faults
 from app.database import Connection, Database, Record, clock
-from app.progress import cancel_queries, guards, lease, moves, queries, reports, transition
-from app.progress.announce import announce, ring
+from app.progress import cancel_queries, guards, lease, moves, queries, reports, transition, waiting
+from app.progress.announce import tell
 from app.progress.calm import Calm
 from app.progress.consumers import Backlog, Consumers, Found, Held, Who
 from app.progress.fold import Report, fold
@@ -26,7 +26,7 @@ from app.progress.guards import Maker
 from app.progress.listen import stored_of
 from app.progress.sources import Source
 from app.settings import Settings
-from app.states import PENDING, RETRY, is_running
+from app.states import RETRY, is_running
 from workers.protocol import CANCELLED, DONE, HEARTBEAT_S, HELD, LEASE_S, REAPED, TaskId, lease_key
 
 log = structlog.get_logger()
@@ -36,6 +36,8 @@ PAGE: Final = 500
 SILENCE_S: Final = 60.0
 #: A queue with other workers than ours, or none, is searched this often.
 LOOK_EVERY_S: Final = 10.0
+#: How often the lines of runs that wait for others are looked at.
+LINES_EVERY_S: Final = 5.0
 #: Each next search for the same run waits twice as long, up to so many times the first.
 _MOST_PATIENCE: Final = 64
 
@@ -70,6 +72,7 @@ class Reaper:
         self._look_at: dict[str, float] = {}
         self._lease = timedelta(seconds=lease_s)
         self._calm = Calm(lease_s + min(HEARTBEAT_S, lease_s / 2))
+        self._lines_at = 0.0
         #: Since when a lease that ended stands beside a run that did not.
         self._doubts: dict[tuple[UUID, int, int, str], float] = {}
         #: When each lease that we saw held would end by itself.
@@ -83,6 +86,7 @@ class Reaper:
         await self._exceed_unsent()
         await self._end_revoked()
         await self._tell_of_the_gone()
+        await self._let_go()
         try:
             await self._calm.look(self._redis)
             await self._expire_sent()
@@ -138,9 +142,7 @@ class Reaper:
                 reason=row["reason"],
                 error=(row["error"] or {}).get("type"),
             )
-        await announce(self._redis, rows)
-        if any(row["state"] == PENDING for row in rows):
-            await ring(self._redis)
+        await tell(self._redis, rows)
 
     async def _expire_unsent(self) -> None:
         now = await self._now()
@@ -196,6 +198,19 @@ class Reaper:
             if DONE not in stands or row["state"] == RETRY or self._doubted_long(row, DONE):
                 taken.append(row)
         return await self._truth(taken)
+
+    async def _let_go(self) -> None:
+        """Runs that wait for others: those that were passed over when one of these ended."""
+        if time.monotonic() < self._lines_at:
+            return
+        after, jobs = _FIRST_ID, [_FIRST_ID] * PAGE
+        while len(jobs) == PAGE:
+            async with self._database.transaction() as connection:
+                jobs = await waiting.lines(connection, after, PAGE)
+                rows = await waiting.let_go(connection, await clock(connection), jobs)
+            await tell(self._redis, rows)
+            after = jobs[-1] if jobs else after
+        self._lines_at = time.monotonic() + LINES_EVERY_S
 
     async def _end_revoked(self) -> None:
         before = await self._now() - timedelta(seconds=self._silence_s)

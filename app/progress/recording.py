@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import AWAY, Connection, Database, Record, clock
 from app.progress import queries, reports, transition
-from app.progress.announce import announce, ring
+from app.progress.announce import tell
 from app.progress.fold import fold
 from app.progress.listen import Heard
 from app.progress.moves import NOT_REGISTERED
@@ -85,9 +85,7 @@ class Recording:
                     times=row["not_registered"],
                     reason=row["reason"],
                 )
-        await announce(self._redis, rows)
-        if any(row["state"] == PENDING for row in rows):
-            await ring(self._redis)
+        await tell(self._redis, rows)
 
     async def refuse(self, connection: Connection, refused: Sequence[Refused]) -> None:
         """Keep what is refused and does not stand in the way of others: (task id, problem, first bytes)."""

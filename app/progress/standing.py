@@ -15,6 +15,8 @@ class Standing:
     task: str
     state: str
     reason: str | None
+    waits_for: UUID | None
+    most_active: int | None
     attempt: int
     lost: int
     attempts: list[dict[str, Any]]

@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from app.database import Connection, Record, to_json
+from app.progress import waiting
 from app.progress.standing import Move, Standing
 from app.states import PENDING
 
@@ -38,6 +39,12 @@ class NewRun:
     scheduled_time: datetime | None = None
     start_deadline_time: datetime | None = None
     deadline_time: datetime | None = None
+    backfill_id: UUID | None = None
+    apart: bool = False
+    #: The run that it waits for, and until how few of its job are active.
+    waits_for: UUID | None = None
+    most_active: int | None = None
+    reason: str | None = None
 
 
 # Columns and their types; jsonb travels as text, because the driver reads a list of lists as one array of arrays.
@@ -60,10 +67,17 @@ _NEW: Final = {
     "scheduled_time": "timestamptz",
     "start_deadline_time": "timestamptz",
     "deadline_time": "timestamptz",
+    "backfill_id": "uuid",
+    "apart": "bool",
+    "waits_for": "uuid",
+    "most_active": "int4",
+    "reason": "text",
 }
 _CHANGED: Final = {
     "state": "text",
     "reason": "text",
+    "waits_for": "uuid",
+    "most_active": "int4",
     "attempt": "int4",
     "lost": "int4",
     "attempts": "jsonb",
@@ -176,14 +190,15 @@ async def create(connection: Connection, now: datetime, runs: Sequence[NewRun]) 
     if not runs:
         return []
     rows: list[Record] = await connection.fetch(_INSERT, now, *_arrays(_NEW, runs))
-    await _record(connection, now, [_Event(row["id"], 1, PENDING, 1, None, None) for row in rows])
+    await _record(connection, now, [_Event(row["id"], 1, PENDING, 1, row["reason"], None) for row in rows])
     return rows
 
 
 async def apply(connection: Connection, now: datetime, moves: Mapping[UUID, Sequence[Move]]) -> list[Record]:
     """Apply moves to runs under their rows' locks, taken in the order of ids; returns the rows that changed.
 
-    Runs that do not exist, and moves that do not apply, are passed over.
+    Runs that do not exist, and moves that do not apply, are passed over. Runs that waited for one that ends here are
+    let go in the same transaction, and come last.
     """
     if not moves:
         return []
@@ -195,7 +210,9 @@ async def apply(connection: Connection, now: datetime, moves: Mapping[UUID, Sequ
     rows: list[Record] = await connection.fetch(_UPDATE, now, *_arrays(columns, changes))
     written = {row["id"] for row in rows}
     await _record(connection, now, [event for change in changes if change.id in written for event in change.events])
-    return rows
+    live = {row["id"] for row in locked if row["end_time"] is None}
+    ended = [row for row in rows if row["end_time"] is not None and row["id"] in live and row["job_id"] is not None]
+    return rows + await waiting.let_go(connection, now, list({row["job_id"] for row in ended}))
 
 
 async def _record(connection: Connection, now: datetime, events: Sequence[_Event]) -> None:

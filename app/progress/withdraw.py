@@ -76,10 +76,11 @@ async def _heard(redis: Redis, seen: Standing, source: Source) -> list[Heard]:
     return await stored_of(redis, wanted)
 
 
-async def write(database: Database, taken: Taken) -> Record | None:
-    """Write the end, if the run still stands where it was taken; the row if it changed. The caller announces it."""
+async def write(database: Database, taken: Taken) -> list[Record]:
+    """Write the end, if the run still stands where it was taken; its row if it changed, before those of the runs that
+    waited for it. The caller announces them."""
     if taken.whose is Whose.STRANGER:
-        return None
+        return []
     async with database.transaction() as connection:
         now = await clock(connection)
         moves = [fold(report, now) for report in taken.said]
@@ -88,7 +89,7 @@ async def write(database: Database, taken: Taken) -> Record | None:
         rows = await apply(connection, now, {taken.seen.id: moves})
         await faults.at("cancel.before_commit")
     await faults.at("cancel.after_commit")
-    return rows[0] if rows else None
+    return rows
 
 
 def _held(seen: Standing) -> Move:

@@ -41,6 +41,8 @@ class Definition:
     catchup_window_s: int
     start_deadline_s: int | None
     deadline_s: int | None
+    max_active: int | None
+    pause_after_failures: int | None
     retry: dict[str, Any]
     time_limit_s: float | None
     soft_time_limit_s: float | None

@@ -134,10 +134,11 @@ async def set_pause(connection: Connection, now: datetime, job_id: UUID, reason:
 
 
 async def clear_pause(connection: Connection, now: datetime, job_id: UUID, next_time: datetime | None) -> None:
-    """Put a locked job back into the schedule."""
+    """Put a locked job back into the schedule; failures of before are forgiven."""
     await connection.execute(
         """
-        UPDATE jobs SET pause_time = NULL, pause_reason = NULL, pause_by = NULL, next_run_time = $3, update_time = $2
+        UPDATE jobs SET pause_time = NULL, pause_reason = NULL, pause_by = NULL, next_run_time = $3, update_time = $2,
+            failures_from_time = $2
         WHERE id = $1
         """,
         job_id,

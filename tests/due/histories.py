@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from redis.asyncio import Redis
 
 from app import faults
 from app.database import Connection, Database
+from app.due.overlap import Overlap
 from app.due.tick import Tick, settle_job
 from app.progress import moves
 from app.progress.transition import apply
@@ -40,7 +41,9 @@ def policies(chance: random.Random) -> dict[str, Any]:
     return {
         "trigger": triggers.parse(chance.choice(TRIGGERS)).model_dump(mode="json"),
         "enabled": chance.random() < 0.85,
-        "overlap": chance.choice(["skip", "allow"]),
+        "overlap": chance.choice(get_args(Overlap)),
+        "max_active": chance.choice([None, None, 1, 3]),
+        "pause_after_failures": chance.choice([None, None, 1, 2]),
         "misfire": chance.choice(["latest", "earliest", "all", "none"]),
         "catchup_window_s": chance.choice([0, 30, 600, 86_400]),
     }

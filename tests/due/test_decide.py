@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
@@ -11,10 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.due.decide import Decision, SkipRange, decide, settle, settle_paused, start_deadline
+from app.due.overlap import Others, Overlap, room
 from app.schedule.triggers import SECOND, Trigger, count, due_time, next_after, next_due, parse, times
 
 JOB = UUID("01934d1e-0000-7000-8000-000000000001")
 RUN = UUID("01934d1e-0000-7000-8000-000000000002")
+BUSY = Others((RUN,))
+#: One is active and one waits for it.
+LINE = Others((RUN,), (UUID("01934d1e-0000-7000-8000-000000000003"),))
 
 MINUTELY = parse({"type": "cron", "expression": "* * * * *"})
 DAILY = parse({"type": "cron", "expression": "30 1 * * *", "timezone": "America/New_York"})
@@ -60,17 +64,17 @@ def skip(reason: Any, run_of: Any, first: str, last: str, number: int) -> SkipRa
             id="no window and late",
         ),
         pytest.param(
-            *("10:03:30", {"blocker": RUN}, [], [skip("overlap", "blocker", "10:01", "10:03", 3)], "10:03"),
+            *("10:03:30", {"others": BUSY}, [], [skip("overlap", "blocker", "10:01", "10:03", 3)], "10:03"),
             id="a run is in the way of all",
         ),
         pytest.param(
-            *("10:04:30", {"blocker": RUN, "catchup_window_s": 100}, []),
+            *("10:04:30", {"others": BUSY, "catchup_window_s": 100}, []),
             [skip("missed", None, "10:01", "10:02", 2), skip("overlap", "blocker", "10:03", "10:04", 2)],
             "10:04",
             id="a run is in the way of those in the window",
         ),
         pytest.param(
-            *("10:02:30", {"blocker": RUN, "overlap": "allow"}, ["10:02"]),
+            *("10:02:30", {"others": BUSY, "overlap": "allow"}, ["10:02"]),
             [skip("coalesced", "fired", "10:01", "10:01", 1)],
             "10:02",
             id="a run is in nobody's way",
@@ -94,10 +98,55 @@ def skip(reason: Any, run_of: Any, first: str, last: str, number: int) -> SkipRa
             id="the first of all is in the way of the others",
         ),
         pytest.param(
-            *("10:03:30", {"misfire": "all", "blocker": RUN}, []),
+            *("10:03:30", {"misfire": "all", "others": BUSY}, []),
             [skip("overlap", "blocker", "10:01", "10:03", 3)],
             "10:03",
             id="a run is in the way of each",
+        ),
+        pytest.param(
+            *("10:04:30", {"misfire": "all", "overlap": "buffer_one"}, ["10:01", "10:02"]),
+            *([skip("overlap", "fired", "10:03", "10:04", 2)], "10:04"),
+            id="one begins and one waits",
+        ),
+        pytest.param(
+            *("10:04:30", {"misfire": "all", "overlap": "buffer_one", "others": BUSY}, ["10:01"]),
+            *([skip("overlap", "fired", "10:02", "10:04", 3)], "10:04"),
+            id="the first waits",
+        ),
+        pytest.param(
+            *("10:04:30", {"overlap": "buffer_one", "others": BUSY}, ["10:04"]),
+            *([skip("coalesced", "fired", "10:01", "10:03", 3)], "10:04"),
+            id="the newest waits",
+        ),
+        pytest.param(
+            *("10:04:30", {"overlap": "buffer_one", "others": LINE}, []),
+            *([skip("overlap", "blocker", "10:01", "10:04", 4)], "10:04"),
+            id="one waits already",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "all", "overlap": "buffer_all", "others": LINE}),
+            *(["10:01", "10:02", "10:03"], [], "10:03"),
+            id="all wait",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "all", "overlap": "buffer_all", "others": Others((RUN,), [RUN] * 999)}),
+            *(["10:01"], [skip("limit", None, "10:02", "10:03", 2)], "10:03"),
+            id="a thousand wait",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "all", "overlap": "allow", "max_active": 1, "others": BUSY}),
+            *(["10:01", "10:02", "10:03"], [], "10:03"),
+            id="a limit of the job lets them wait",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "all", "overlap": "cancel_other", "others": LINE}, ["10:03"]),
+            *([skip("overlap", "fired", "10:01", "10:02", 2)], "10:03"),
+            id="of those that would replace each other the newest fires",
+        ),
+        pytest.param(
+            *("10:03:30", {"misfire": "earliest", "overlap": "terminate_other", "others": BUSY}, ["10:01"]),
+            *([skip("coalesced", "fired", "10:02", "10:03", 2)], "10:03"),
+            id="the oldest, if that is asked for",
         ),
         pytest.param(
             *("10:04:30", {"misfire": "none", "overlap": "allow"}, ["10:04"]),
@@ -239,7 +288,8 @@ def jobs(draw: st.DrawFn) -> tuple[Trigger, dict[str, Any]]:
         )
     )
     policies = {
-        "overlap": draw(st.sampled_from(["skip", "allow"])),
+        "overlap": draw(st.sampled_from(get_args(Overlap))),
+        "max_active": draw(st.none() | st.integers(1, 3)),
         "misfire": draw(st.sampled_from(["latest", "earliest", "all", "none"])),
         "catchup_window_s": draw(st.sampled_from([0, 10, 3600, 86_400, 10**9])),
     }
@@ -252,31 +302,31 @@ def jobs(draw: st.DrawFn) -> tuple[Trigger, dict[str, Any]]:
     st.lists(
         st.tuples(
             st.floats(-30, 7200) | st.floats(0, 5) | st.integers(0, 10**6),
-            st.booleans(),
+            st.sampled_from([Others(), BUSY, LINE]),
             st.sampled_from(["tick", "tick", "tick", "settle", "paused"]),
         ),
         max_size=25,
     ),
 )
 def test_every_time_is_accounted_for_once(
-    job: tuple[Trigger, dict[str, Any]], steps: list[tuple[float, bool, str]]
+    job: tuple[Trigger, dict[str, Any]], steps: list[tuple[float, Others, str]]
 ) -> None:
     trigger, policies = job
     begin = cursor = now = datetime(2026, 10, 31, 20, tzinfo=UTC)
     total = 0
-    for seconds, blocked, kind in steps:
+    for seconds, others, kind in steps:
         now += timedelta(seconds=seconds)
+        left = room(policies["overlap"], others, policies["max_active"])
         if kind == "paused":
             decision = settle_paused(trigger, job_id=JOB, cursor=cursor, now=now)
         else:
             act = decide if kind == "tick" else settle
-            decision = act(trigger, job_id=JOB, cursor=cursor, now=now, blocker=RUN if blocked else None, **policies)
+            decision = act(trigger, job_id=JOB, cursor=cursor, now=now, others=others, **policies)
+            assert len(decision.fire) <= min(left.runs, 100)
         check(trigger, decision, cursor, now, kind)
-        blocking = blocked and policies["overlap"] == "skip"
-        assert not (blocking and decision.fire)
         in_the_way = {row.run_of for row in decision.skips if row.reason == "overlap"}
-        assert in_the_way <= ({"blocker"} if blocking else {"fired"} if policies["overlap"] == "skip" else set())
-        assert len(decision.fire) <= (1 if policies["overlap"] == "skip" else 100)
+        assert in_the_way <= {"fired" if left.runs else "blocker"}
+        assert policies["overlap"] not in {"buffer_all", "allow"} or not in_the_way
         cursor = decision.cursor
         total += accounted(decision)
         assert (total, True) == count(trigger, begin, cursor)

@@ -172,7 +172,7 @@ async def test_a_cancel_leaves_a_large_end_that_is_stored_to_the_recorder(
     await redis.set(key_of(task_id), end(task_id))
     taken = await withdraw.take(redis, Standing.of(await row_of(database, task_id.run_id)))
     assert taken.whose is Whose.DONE
-    assert await withdraw.write(database, taken) is None
+    assert await withdraw.write(database, taken) == []
     async with recording(recorder):
         await reaches(database, task_id.run_id, "SUCCESS")
     assert await kept(database, folder, task_id.run_id) == ROWS

@@ -239,6 +239,12 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         "worker on the queue does.",
     ),
     (
+        replace(NEW, waits_for=RUN, most_active=1),
+        around(schedulers=0),
+        ["no_scheduler", "waits_for_run"],
+        "",
+    ),
+    (
         replace(NEW, attempt=2, attempts=[ATTEMPT], due_time=SOON, reason="retry backoff after ValueError"),
         CALM,
         ["retry_backoff"],
@@ -324,6 +330,27 @@ def test_a_run(standing: Standing, surroundings: Surroundings, codes: list[str],
         assert items[0].detail == detail
 
 
+@pytest.mark.parametrize(
+    ("most", "before", "detail"),
+    [
+        (1, STARTED, "one run of its job at a time is active, and the run {} is before it (STARTED on the worker"),
+        (3, SENT, "3 runs of its job at a time are active, and the run {} is before it (PENDING since 2026-11-22T11:"),
+        (
+            1,
+            replace(NEW, waits_for=RUN),
+            "one run of its job at a time is active, and the run {} is before it (waits as",
+        ),
+        (1, ENDED, "one run of its job at a time is active, and the run {} is before it; that one has ended, so it"),
+        (1, None, "one run of its job at a time is active, and the run {} is before it; that one has ended, so it"),
+    ],
+)
+def test_a_run_that_waits_for_another(most: int, before: Standing | None, detail: str) -> None:
+    run = run_of(replace(NEW, waits_for=RUN, most_active=most))
+    (item,) = why_run(NOW, run, CALM, 0, None if before is None else run_of(before))
+    assert (item.code, item.run_id) == ("waits_for_run", RUN)
+    assert item.detail.startswith(f"At most {detail.format(RUN)}")
+
+
 def test_a_worker_that_the_queue_has_lost_since_is_not_named() -> None:
     gone = {**WORKER, "node": "celery@gone", "seen_time": NOW - timedelta(seconds=9)}
     new = {**WORKER, "node": "celery@new", "seen_time": NOW}
@@ -352,6 +379,7 @@ JOB: dict[str, Any] = {
     "task": "t",
     "enabled": True,
     "overlap": "skip",
+    "max_active": None,
     "pause_time": None,
     "pause_by": None,
     "pause_reason": None,
@@ -414,6 +442,20 @@ JOBS: list[tuple[dict[str, Any], dict[str, Any], list[str], str]] = [
         {"live": [run_of(NEW)]},
         ["live_runs", "next_time"],
         f"1 run has not ended; the oldest is {RUN} (PENDING since 2026-11-22T11:52:00Z).",
+    ),
+    (
+        {"overlap": "cancel_other"},
+        {"live": [run_of(NEW)]},
+        ["live_runs", "next_time"],
+        f"1 run has not ended; the oldest is {RUN} (PENDING since 2026-11-22T11:52:00Z); the next time asks for its "
+        "cancel and waits for its end.",
+    ),
+    (
+        {"overlap": "allow", "max_active": 2},
+        {"live": [run_of(NEW)]},
+        ["live_runs", "next_time"],
+        f"1 run has not ended; the oldest is {RUN} (PENDING since 2026-11-22T11:52:00Z). At most 2 runs are active at "
+        "once; further ones wait.",
     ),
     (
         {},

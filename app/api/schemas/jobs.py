@@ -26,6 +26,7 @@ from app.api.schemas.fields import (
     refuse_swapped_deadlines,
     refuse_swapped_limits,
 )
+from app.due.overlap import Overlap
 from app.schedule.definitions import Definition
 from app.schedule.triggers import Trigger
 
@@ -57,6 +58,8 @@ EXAMPLE_JOB_OUT: dict[str, Any] = {
     "catchup_window_s": DAY_S,
     "start_deadline_s": None,
     "deadline_s": None,
+    "max_active": None,
+    "pause_after_failures": None,
     "retry": {
         "max_attempts": 1,
         "max_lost": 2,
@@ -106,8 +109,11 @@ class JobIn(In):
     priority: Priority | None = Field(None, description="of its messages; greater is sooner on RabbitMQ")
     trigger: Trigger = Field(description="when it fires")
     enabled: Flag = Field(True, description="part of the definition: a disabled job has no schedule")
-    overlap: Literal["skip", "allow"] = Field(
-        "skip", description="what happens at a scheduled time while a run of the job has not ended"
+    overlap: Overlap = Field(
+        "skip",
+        description="what happens at a scheduled time while a run of the job has not ended: the time is skipped; one "
+        "run waits, or all do, up to 1,000; a cancel is asked and the new run waits; the other is terminated and the "
+        "new one begins; both run",
     )
     misfire: Literal["latest", "earliest", "all", "none"] = Field(
         "latest",
@@ -123,6 +129,15 @@ class JobIn(In):
     deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
         None,
         description="a run that has not ended this long after its scheduled time is FAILURE, all attempts together",
+    )
+    max_active: Annotated[Count, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description="most runs of the job that are active at once, whoever asked for them; further ones wait in line, "
+        "up to 1,000",
+    )
+    pause_after_failures: Annotated[Count, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description="the job is paused once so many of its runs in a row have ended in FAILURE",
     )
     retry: RetryPolicy = RetryPolicy()
     time_limit_s: TimeLimit | None = Field(None, description="the worker ends the task after this")
@@ -177,6 +192,9 @@ class TriggerNowIn(In):
     kwargs: Kwargs | None = None
     queue: QueueName | None = None
     priority: Priority | None = None
+    overlap: Overlap = Field(
+        default="allow", description="what happens if a run of the job has not ended; where that leaves no room: 409"
+    )
 
 
 class PauseOut(Out):
@@ -227,6 +245,8 @@ class JobOut(Out):
     catchup_window_s: int
     start_deadline_s: int | None
     deadline_s: int | None
+    max_active: int | None
+    pause_after_failures: int | None
     retry: RetryPolicy
     time_limit_s: float | None
     soft_time_limit_s: float | None

@@ -30,6 +30,7 @@ EXAMPLE_RUN: dict[str, Any] = {
     "namespace": "default",
     "job_version": 3,
     "kind": "schedule",
+    "backfill_id": None,
     "scheduled_time": "2026-03-01T23:00:00Z",
     "task": "apps.tasks.scheduled_job.calc_post_score",
     "args": [],
@@ -39,6 +40,7 @@ EXAMPLE_RUN: dict[str, Any] = {
     "deadline_time": None,
     "state": "PROGRESS",
     "reason": None,
+    "waits_for": None,
     "attempt": 1,
     "attempts": [],
     "late": [],
@@ -193,6 +195,7 @@ class RunOut(Out):
     namespace: str
     job_version: int | None = Field(description="the definition that it was fired from")
     kind: Literal["schedule", "manual", "adhoc", "backfill"]
+    backfill_id: UUID | None = Field(description="the backfill that made it")
     scheduled_time: datetime | None = Field(description="the time that the trigger names, before jitter")
     task: str
     args: list[Any]
@@ -205,6 +208,7 @@ class RunOut(Out):
         examples=["PROGRESS"],
     )
     reason: str | None = Field(description="why it waits, or why it was revoked")
+    waits_for: UUID | None = Field(description="a run of its job that must end before this one is sent")
     attempt: int
     attempts: list[AttemptOut] = Field(description="the attempts that have ended")
     late: list[LateOut] = Field(description="ends that came too late to count; the newest few")

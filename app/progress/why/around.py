@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from app.progress.why.item import Item
-from app.progress.words import few, instant
+from app.progress.words import duration, few, instant
+from app.states import PENDING, RETRY
 from workers.protocol import BUILT_IN_PREFIX
 
 #: A worker or a queue that was seen longer ago than this was not seen.
@@ -92,6 +93,15 @@ def live_workers(now: datetime, around: Surroundings) -> list[Mapping[str, Any]]
         return worker["consumes"] and now - worker["seen_time"] <= SEEN_AGE and not gone
 
     return [worker for worker in around.workers if lives(worker)]
+
+
+def standing(now: datetime, run: Mapping[str, Any]) -> str:
+    """Where another run is, in a few words."""
+    if run["state"] not in {PENDING, RETRY}:
+        since = run["start_time"] or run["update_time"]
+        on = f" on the worker {run['worker']}" if run["worker"] else ""
+        return f"{run['state']}{on} for {duration(now - since)}"
+    return f"{run['state']} since {instant(run['create_time'])}"
 
 
 def agree(names: Sequence[str], one: str = "consumes", more: str = "consume") -> str:

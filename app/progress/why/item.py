@@ -23,6 +23,7 @@ CODES: Final = (
     "broker_away",
     "task_not_registered",
     "not_registered_taken",
+    "waits_for_run",
     "retry_backoff",
     "worker_lost",
     "lost_resent",

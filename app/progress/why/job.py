@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from app.progress.why.around import Surroundings, no_consumer, no_scheduler, queue_trouble, task_unknown
+from app.progress.why.around import Surroundings, no_consumer, no_scheduler, queue_trouble, standing, task_unknown
 from app.progress.why.item import Item
 from app.progress.words import counted, duration, instant
-from app.states import PENDING, RETRY
 
 #: A tick is this much behind before anybody is told.
 _LATE: Final = timedelta(seconds=5)
@@ -18,6 +17,13 @@ _SKIPS: Final = {
     "overlap": "an earlier run had not ended",
     "paused": "the job was paused",
     "limit": "there were too many of them",
+}
+
+_FURTHER: Final = {
+    "buffer_one": "; of further times the first waits for it",
+    "buffer_all": "; further times wait in line",
+    "cancel_other": "; the next time asks for its cancel and waits for its end",
+    "terminate_other": "; the next time terminates it and begins",
 }
 
 
@@ -82,21 +88,16 @@ def _live_runs(
     facts: dict[str, Any] = {"worker": oldest["worker"], "run_id": oldest["id"], "count": count, "items": of_oldest}
     if job["overlap"] == "skip":
         detail = (
-            f"The run {oldest['id']} has not ended ({_standing(now, oldest)}), and the times until then are skipped."
+            f"The run {oldest['id']} has not ended ({standing(now, oldest)}), and the times until then are skipped."
         )
         yield Item("overlap", detail, time=oldest["create_time"], **facts)
     else:
         runs = counted(count, "run has", "runs have")
-        detail = f"{runs} not ended; the oldest is {oldest['id']} ({_standing(now, oldest)})."
+        detail = f"{runs} not ended; the oldest is {oldest['id']} ({standing(now, oldest)})"
+        detail += f"{_FURTHER.get(job['overlap'], '')}."
+        if job["max_active"] is not None:
+            detail += f" At most {counted(job['max_active'], 'run is', 'runs are')} active at once; further ones wait."
         yield Item("live_runs", detail, time=oldest["create_time"], **facts)
-
-
-def _standing(now: datetime, run: Mapping[str, Any]) -> str:
-    if run["state"] not in {PENDING, RETRY}:
-        since = run["start_time"] or run["update_time"]
-        on = f" on the worker {run['worker']}" if run["worker"] else ""
-        return f"{run['state']}{on} for {duration(now - since)}"
-    return f"{run['state']} since {instant(run['create_time'])}"
 
 
 def _contract(job: Mapping[str, Any]) -> Iterator[Item]:

@@ -20,6 +20,7 @@ from app.progress.why.around import (
     no_consumer,
     no_scheduler,
     queue_trouble,
+    standing,
     task_unknown,
 )
 from app.progress.why.item import Item
@@ -37,16 +38,25 @@ _RESENT = ("lost on the way", "its message ")
 _AWAY = re.compile(r"^broker away since (\S+)$")
 
 
-def why_run(now: datetime, run: Mapping[str, Any], around: Surroundings, ahead: int) -> list[Item]:
+def why_run(
+    now: datetime,
+    run: Mapping[str, Any],
+    around: Surroundings,
+    ahead: int,
+    before: Mapping[str, Any] | None = None,
+) -> list[Item]:
     """Why this run (a row of `runs`) is where it is; never empty.
 
-    `ahead` are the runs that lie in its queue since before it, counted up to `MOST_AHEAD`.
+    `ahead` are the runs that lie in its queue since before it, counted up to `MOST_AHEAD`; `before` is the run that it
+    waits for.
     """
     if run["state"] in TERMINAL:
         return [_ended(run)]
     items = [*_cancel(run), *_deadlines_passed(now, run)]
     if run["state"] != PENDING:
         items += _at_work(now, run, around)
+    elif run["waits_for"] is not None:
+        items += [*no_scheduler(around), _waits(now, run, before)]
     elif run["dispatch_time"] is None:
         items += _unsent(now, run, around)
     else:
@@ -146,6 +156,18 @@ def _gone(now: datetime, run: Mapping[str, Any], around: Surroundings) -> Iterat
         ago = duration(now - row["seen_time"])
         detail = f"The worker {name} was last seen at {instant(row['seen_time'])}, {ago} ago{solo}."
         yield Item("worker_gone", detail, time=row["seen_time"], worker=name)
+
+
+def _waits(now: datetime, run: Mapping[str, Any], before: Mapping[str, Any] | None) -> Item:
+    holder, most = run["waits_for"], run["most_active"]
+    how = "one run of its job at a time is" if most == 1 else f"{most} runs of its job at a time are"
+    detail = f"At most {how} active, and the run {holder} is before it"
+    if before is None or before["end_time"] is not None:
+        return Item("waits_for_run", f"{detail}; that one has ended, so it is about to go.", run_id=holder)
+    verb = "waits as well" if before["waits_for"] is not None else standing(now, before)
+    return Item(
+        "waits_for_run", f"{detail} ({verb}).", time=before["create_time"], run_id=holder, worker=before["worker"]
+    )
 
 
 def _unsent(now: datetime, run: Mapping[str, Any], around: Surroundings) -> list[Item]:
