@@ -85,7 +85,7 @@ class Scheduler:
         sweeper = Sweeper(database, settings, store)
         catalogue = Catalogue(database, redis, url, asker.backlog, self.name)
         await ensure_default_queues(database, settings)
-        dispatch = Loop("dispatch", outbox.run_once, lambda: POLL_S)
+        dispatch = Loop("dispatch", outbox.run_once, lambda: outbox.pause_s)
 
         async def tick_and_wake() -> bool:
             more = await tick.run_once()

@@ -18,10 +18,12 @@ from redis.asyncio import Redis
 
 from app import faults
 from app.database import Database, Record, clock
-from app.dispatch import queries
+from app.dispatch import limit_queries, limits, queries
 from app.dispatch.broker import Broker, BrokerAway, Fate, Outcome
-from app.dispatch.hold import hold_of
+from app.dispatch.claim_queries import claim
+from app.dispatch.hold import AWAY, hold_of
 from app.dispatch.message import Message, message_of, too_large
+from app.dispatch.room import limit_reached
 from app.progress.announce import announce
 from app.settings import Settings
 
@@ -29,6 +31,12 @@ log = structlog.get_logger()
 
 #: When a message that came back is tried again.
 RETRY_S: Final = 5.0
+#: How often there is a pass where nothing asks for one.
+PAUSE_S: Final = 1.0
+#: How soon a queue is looked at again that has no place for what waits: later each time that none has become free, and
+#: where a look would take more than this share of the time.
+_FULL_S: Final = 0.1
+_LOOK_SHARE: Final = 0.1
 FIRST_PAUSE_S: Final = 0.2
 LAST_PAUSE_S: Final = 5.0
 #: How often the runs that wait are told why; less often where that would take more than this share of the time.
@@ -68,6 +76,9 @@ class Outbox:
         self._reply_to = settings.reply_queue if settings.on_rabbitmq else ""
         #: Unique even if two processes bear one name: nobody else may mark what this one claimed.
         self.claimer = f"{name}:{secrets.token_hex(4)}"
+        #: After how many seconds the next pass is worth it.
+        self.pause_s = PAUSE_S
+        self._full_s = _FULL_S
         self._away: _Away | None = None
         self._tell_at = 0.0
         #: By (queue, task): the workers that consume the queue, of which none registers the task.
@@ -85,6 +96,7 @@ class Outbox:
 
         A broker that is away is no error: it is told on the runs that wait. Raises what the database raises.
         """
+        self.pause_s = PAUSE_S
         await self._settle()
         if not await self._broker_answers():
             return await self._tell()
@@ -92,8 +104,13 @@ class Outbox:
         # was sent meanwhile: after trouble one run goes ahead.
         limit = self._limit if self._away is None else 1
         async with self._database.transaction() as connection:
-            now = await clock(connection)
-            claimed = await queries.claim(connection, now, self.claimer, limit, self._log_store)
+            began = asyncio.get_running_loop().time()
+            now = await limit_queries.pass_the_gate(connection)
+            rooms = await limits.look(connection, now, self.claimer)
+            claimed = await claim(connection, now, self.claimer, limit, self._log_store, rooms)
+            self._full_s = _FULL_S if claimed else min(2 * self._full_s, PAUSE_S)
+            full_s = max(self._full_s, (asyncio.get_running_loop().time() - began) / _LOOK_SHARE)
+            room_in_s = await limits.book(connection, rooms, claimed, full_s)
         if claimed:
             await faults.at("dispatch.after_claim")
         self._unsettled = await self._publish(claimed)
@@ -102,6 +119,7 @@ class Outbox:
         lost = next((sent.outcome for sent in self._unsettled if sent.outcome.fate is Fate.UNCERTAIN), None)
         if lost is None:
             self._broker_is_back()
+            self.pause_s = min(room_in_s or PAUSE_S, PAUSE_S)
         else:
             self._broker_is_away(now, lost.reason)
         await self._settle()
@@ -169,7 +187,8 @@ class Outbox:
         async with self._database.transaction() as connection:
             now = await clock(connection)
             kinds = await queries.waiting_kinds(connection, now)
-            holds = [hold for kind in kinds if (hold := hold_of(kind, self.broker_away)) is not None]
+            found = [hold_of(kind, self.broker_away, limit_reached(kind, now)) for kind in kinds]
+            holds = [hold for hold in found if hold is not None]
             told = await queries.tell_why_waiting(connection, now, holds, self._limit) if holds else []
         async with self._database.transaction() as connection:
             consumed = await queries.tell_consumed(connection, await clock(connection), self._limit)
@@ -211,7 +230,7 @@ class Outbox:
     def _broker_is_away(self, now: datetime, detail: str | None) -> None:
         if self._away is None:
             since = now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-            self._away = _Away(f"broker away since {since}", FIRST_PAUSE_S, 0.0)
+            self._away = _Away(f"{AWAY}{since}", FIRST_PAUSE_S, 0.0)
             log.warning("broker_away", detail=detail)
         else:
             self._away.pause_s = min(2 * self._away.pause_s, LAST_PAUSE_S)

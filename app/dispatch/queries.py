@@ -4,82 +4,14 @@ Rows are locked in the order of their ids, as everywhere, so that no two passes 
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from app.database import Connection, Record
+from app.dispatch.claim_queries import KINDS, NO_LIMIT, SIGHTING_AGE, TOLD, UNSENT
 from app.dispatch.hold import Hold
-from app.logs.place import FOLDER_SQL
 from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
-from workers.protocol import BUILT_IN_PREFIX
-
-#: A claim that is older than this is free again: its owner died or hangs.
-CLAIM_AGE: Final = timedelta(seconds=30)
-
-#: What was seen of a queue longer ago than this counts as not seen: a catalogue that is dead must hold nothing back.
-SIGHTING_AGE: Final = timedelta(seconds=30)
-#: A claim looks at so many times the runs that it takes: others may hold the oldest ones at this moment.
-_SPARE: Final = 4
-_NO_LIMIT: Final = 2**31 - 1
-
-# What the index of the outbox holds: not the runs that wait for others of their job.
-_UNSENT = "runs.state = 'PENDING' AND runs.dispatch_time IS NULL AND runs.waits_for IS NULL"
-
-# The (queue, task) of all runs that are to be sent, by one step in the index for each: however many there are of it.
-_KINDS = f"""
-    kinds AS (
-        (SELECT queue, task FROM runs WHERE {_UNSENT} ORDER BY queue, task LIMIT 1)
-        UNION ALL
-        SELECT next.queue, next.task FROM kinds CROSS JOIN LATERAL (
-            SELECT queue, task FROM runs
-            WHERE {_UNSENT} AND (queue, task) > (kinds.queue, kinds.task)
-            ORDER BY queue, task LIMIT 1
-        ) AS next
-    )
-"""  # noqa: S608  (text of our own)
-
-# No worker tells of Celery's own tasks.
-_TOLD = f"NOT starts_with(kinds.task, '{BUILT_IN_PREFIX}')"
-
-# What is ripe is looked for in each kind that may go out, and nowhere else: a backlog of others costs nothing. Only
-# what is taken is locked.
-_CLAIM = f"""
-    WITH RECURSIVE {_KINDS}, open AS (
-        SELECT kinds.queue, kinds.task, queues.exchange, queues.routing_key, queues.max_message_kib,
-            CASE WHEN kinds.task <> ALL(seen.common_tasks) AND {_TOLD} THEN {NOT_REGISTERED_MOST} ELSE {_NO_LIMIT}
-            END AS most
-        FROM kinds JOIN queues ON queues.name = kinds.queue
-        LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $5
-        WHERE queues.declare_time IS NOT NULL AND NOT queues.paused AND queues.problem IS NULL
-            AND NOT coalesce(kinds.task <> ALL(seen.known_tasks) AND {_TOLD}, false)
-    ), oldest AS (
-        SELECT run.id FROM open CROSS JOIN LATERAL (
-            SELECT runs.id FROM runs
-            WHERE runs.queue = open.queue AND runs.task = open.task AND {_UNSENT}
-                AND runs.due_time <= $1 AND runs.not_registered < open.most
-                AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
-                AND (runs.start_deadline_time IS NULL OR runs.start_deadline_time > $1)
-                AND (runs.deadline_time IS NULL OR runs.deadline_time > $1)
-                AND runs.cancel IS NULL
-            ORDER BY runs.id LIMIT {_SPARE} * $4::int4
-        ) AS run
-        ORDER BY run.id LIMIT {_SPARE} * $4::int4
-    ), ripe AS (
-        SELECT runs.id, open.exchange, open.routing_key, open.max_message_kib
-        FROM runs JOIN open USING (queue, task)
-        WHERE runs.id = ANY(ARRAY(SELECT id FROM oldest)) AND {_UNSENT} AND runs.due_time <= $1
-            AND (runs.claim_time IS NULL OR runs.claimed_by = $2 OR runs.claim_time < $3)
-            AND runs.cancel IS NULL
-        ORDER BY runs.id
-        LIMIT $4
-        FOR NO KEY UPDATE OF runs SKIP LOCKED
-    )
-    UPDATE runs SET claim_time = $1, claimed_by = $2,
-        log_path = $6 || '/' || {FOLDER_SQL.replace("id::text", "runs.id::text")} || '/' || runs.attempt || '.log'
-    FROM ripe WHERE runs.id = ripe.id
-    RETURNING runs.*, ripe.exchange, ripe.routing_key, ripe.max_message_kib
-"""  # noqa: S608  (numbers and text of our own)
 
 _MARK = """
     WITH mine AS (
@@ -114,30 +46,35 @@ _RELEASE = """
 """
 
 _WAITING_KINDS = f"""
-    WITH RECURSIVE {_KINDS}
+    WITH RECURSIVE {KINDS}
     SELECT kinds.queue, kinds.task, queues.name IS NOT NULL AS known, queues.paused, queues.problem,
-        queues.declare_time, seen.workers,
-        coalesce(kinds.task <> ALL(seen.known_tasks) AND {_TOLD}, false) AS unknown_task,
-        coalesce(kinds.task <> ALL(seen.common_tasks) AND {_TOLD}, false) AS uncommon_task
+        queues.declare_time, queues.max_active, queues.rate_limit, queues.rate_tokens, queues.rate_time,
+        coalesce(places.taken, 0) AS places, seen.workers,
+        coalesce(kinds.task <> ALL(seen.known_tasks) AND {TOLD}, false) AS unknown_task,
+        coalesce(kinds.task <> ALL(seen.common_tasks) AND {TOLD}, false) AS uncommon_task
     FROM kinds LEFT JOIN queues ON queues.name = kinds.queue
+    LEFT JOIN (SELECT queue, count(*) AS taken FROM queue_places GROUP BY queue) AS places
+        ON places.queue = kinds.queue
     LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $1
 """  # noqa: S608
 
 _TELL = f"""
     WITH told AS MATERIALIZED (
-        SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::int4[]) AS told (queue, task, reason, most)
+        SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::int4[], $7::bool[])
+            AS told (queue, task, reason, most, for_place)
     ), untold AS (
         SELECT run.id FROM told CROSS JOIN LATERAL (
             SELECT runs.id FROM runs
-            WHERE runs.queue = told.queue AND runs.task = told.task AND {_UNSENT}
+            WHERE runs.queue = told.queue AND runs.task = told.task AND {UNSENT}
                 AND runs.due_time <= $1 AND runs.not_registered < told.most
                 AND runs.claim_time IS NULL AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
+                AND NOT (told.for_place AND EXISTS (SELECT FROM queue_places WHERE run_id = runs.id))
             ORDER BY runs.id LIMIT $6
         ) AS run
         LIMIT $6
     ), waiting AS (
         SELECT runs.id, told.reason FROM runs JOIN told USING (queue, task)
-        WHERE runs.id = ANY(ARRAY(SELECT id FROM untold)) AND {_UNSENT} AND runs.claim_time IS NULL
+        WHERE runs.id = ANY(ARRAY(SELECT id FROM untold)) AND {UNSENT} AND runs.claim_time IS NULL
             AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
         ORDER BY runs.id
         FOR NO KEY UPDATE OF runs SKIP LOCKED
@@ -160,19 +97,6 @@ _TELL_CONSUMED = """
     FROM taken WHERE runs.id = taken.id
     RETURNING runs.*
 """
-
-
-async def claim(connection: Connection, now: datetime, claimer: str, limit: int, log_store: str) -> list[Record]:
-    """Take the oldest runs that may go out, in the order of their ids, for 30 s.
-
-    Rows of `runs` with `exchange`, `routing_key` and `max_message_kib` of their queue. A claim that this claimer holds
-    already is taken again: a pass of its own was interrupted. From here on a run tells where in `log_store` the log of
-    its attempt will be.
-    Nothing goes to workers of which none registers the task; what was given up as not registered too often goes only
-    where each of them does.
-    """
-    rows = await connection.fetch(_CLAIM, now, claimer, now - CLAIM_AGE, limit, now - SIGHTING_AGE, log_store)
-    return sorted(rows, key=lambda row: UUID(int=row["id"].int))
 
 
 async def mark_dispatched(
@@ -214,9 +138,10 @@ async def tell_why_waiting(connection: Connection, now: datetime, holds: Sequenc
         [hold.queue for hold in holds],
         [hold.task for hold in holds],
         [hold.reason for hold in holds],
-        [NOT_REGISTERED_MOST if hold.spares_not_registered else _NO_LIMIT for hold in holds],
+        [NOT_REGISTERED_MOST if hold.spares_not_registered else NO_LIMIT for hold in holds],
     ]
-    rows: list[Record] = await connection.fetch(_TELL, now, *columns, limit)
+    for_place = [hold.spares_placed for hold in holds]
+    rows: list[Record] = await connection.fetch(_TELL, now, *columns, limit, for_place)
     return rows
 
 
@@ -230,7 +155,7 @@ async def count_waiting(connection: Connection, queue: str, task: str, most: int
     """How many runs of a kind wait to be sent, counted up to `most`."""
     count: int = await connection.fetchval(
         f"""
-        SELECT count(*) FROM (SELECT FROM runs WHERE queue = $1 AND task = $2 AND {_UNSENT} LIMIT $3) AS waiting
+        SELECT count(*) FROM (SELECT FROM runs WHERE queue = $1 AND task = $2 AND {UNSENT} LIMIT $3) AS waiting
         """,  # noqa: S608
         queue,
         task,
