@@ -22,6 +22,7 @@ from app.api.schemas.queues import PurgeOut, QueueIn, QueueOut, QueuePage
 from app.api.views import queue_view
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record
+from app.dispatch import limit_queries
 from app.dispatch.broker import BrokerAway, QueueTrouble, connect
 from app.dispatch.purge import Purge
 from app.errors import Conflict, FieldError, Invalid, NameTaken, NotFound, QueueInUse, Unavailable
@@ -32,7 +33,18 @@ from app.schedule.routes import Binding, check_route
 router = APIRouter(prefix="/queues", tags=["queues"], route_class=JsonRoute)
 
 #: What may change of a queue; the rest is what a broker cannot change, and what messages on their way rest on.
-_MUTABLE: Final = frozenset({"description", "paused", "shared_with", "max_message_kib", "result_db", "result_prefix"})
+_MUTABLE: Final = frozenset(
+    {
+        "description",
+        "paused",
+        "shared_with",
+        "max_message_kib",
+        "result_db",
+        "result_prefix",
+        "max_active",
+        "rate_limit",
+    }
+)
 
 _CHANGEABLE: Final = ", ".join(f"`{name}`" for name in sorted(_MUTABLE)) + ", of an adopted queue `consumer_timeout_s`"
 
@@ -74,7 +86,7 @@ async def get_queue(plane: PlaneOf, name: NameInPath) -> Response:
     """A queue and what waits for it. Its ETag names the definition, for If-Match: being declared does not change it."""
     async with plane.database.reading() as connection:
         row = _there(await queries.queue_by_name(connection, name), name)
-    return json_response(queue_view(row, await backlog_of(plane, name)), headers={"ETag": tag(row["version"])})
+    return json_response(queue_view(row, await backlog_of(plane, row)), headers={"ETag": tag(row["version"])})
 
 
 @router.patch(
@@ -188,7 +200,13 @@ async def changed_queue(
     author: str,
     if_match: IfMatch | None = None,
 ) -> Record:
-    """A queue with a merge patch applied. NotFound, PreconditionFailed, QueueInUse, Invalid."""
+    """A queue with a merge patch applied. NotFound, PreconditionFailed, QueueInUse, Invalid.
+
+    Where it gets its first `max_active`, the runs that were sent to it and have not ended count from now on.
+    """
+    if patch.get("max_active") is not None:
+        # Before the row, for a claim that is under way knows of no limit yet, and its runs are to count.
+        await limit_queries.shut_the_gate(connection)
     row = _there(await queries.lock_queue(connection, name), name)
     if if_match is not None:
         if_match.check(row["version"])
@@ -199,6 +217,10 @@ async def changed_queue(
     strangers = await queries.jobs_of_strangers(connection, name, [row["namespace"], *columns["shared_with"]])
     if strangers:
         raise QueueInUse(f"jobs of the namespace {', '.join(strangers)} name the queue {name!r}")
+    if row["max_active"] is None and columns["max_active"] is not None:
+        await limit_queries.seed_places(connection, name)
+    elif columns["max_active"] is None:
+        await limit_queries.drop_places(connection, name)
     changed = {field: columns[field] for field in sorted(mutable)}
     return await queries.change_queue(connection, now, name, author, changed)
 

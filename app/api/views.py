@@ -42,6 +42,8 @@ _QUEUE: Final = (
     "consumer_timeout_s",
     "result_db",
     "result_prefix",
+    "max_active",
+    "rate_limit",
     "shared_with",
     "paused",
     "description",

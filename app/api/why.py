@@ -1,8 +1,9 @@
 """`/runs/{id}/why` and `/jobs/{id}/why`: why something does not run, out of one read of the database."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Response
@@ -14,12 +15,17 @@ from app.api.plane import PlaneOf
 from app.api.schemas.why import JobWhyOut, RunWhyOut
 from app.api.writes import json_response
 from app.database import Connection, clock
+from app.dispatch import limit_queries
+from app.dispatch.rate import Bucket
 from app.errors import NotFound
-from app.progress.why import MOST_AHEAD, Item, Surroundings, why_job, why_run
+from app.progress.why import MOST_AHEAD, Item, Limits, Surroundings, why_job, why_run
 from app.schedule import definitions
 from app.states import PENDING
 
 router = APIRouter(route_class=JsonRoute)
+
+#: How many of the runs that take the places of a queue are named.
+_HOLDERS: Final = 3
 
 
 @router.get(
@@ -67,11 +73,27 @@ async def why_is_the_job_not_running(plane: PlaneOf, job_id: UUID) -> Response:
 
 async def _why_run(connection: Connection, now: datetime, run: Mapping[str, Any]) -> list[Item]:
     around = await _surroundings(connection, run["queue"], run["worker"])
+    if run["state"] == PENDING and run["dispatch_time"] is None:
+        around = replace(around, limits=await _limits(connection, now, run))
     ahead = 0
     if run["state"] == PENDING and run["dispatch_time"] is not None:
         ahead = await queries.runs_ahead(connection, run["queue"], run["dispatch_time"], MOST_AHEAD)
     before = await queries.whole_run(connection, run["waits_for"]) if run["waits_for"] is not None else None
     return why_run(now, run, around, ahead, before)
+
+
+async def _limits(connection: Connection, now: datetime, run: Mapping[str, Any]) -> Limits | None:
+    queue = await limit_queries.limited_queue(connection, run["queue"])
+    if queue is None or await limit_queries.has_place(connection, run["id"]):
+        return None
+    taken, holders = 0, []
+    if queue["max_active"] is not None:
+        taken = await limit_queries.places_taken(connection, queue["name"])
+        holders = await limit_queries.first_places(connection, queue["name"], _HOLDERS)
+    bucket = Bucket.of(queue, now)
+    return Limits(
+        queue["max_active"], taken, holders, queue["rate_limit"], None if bucket is None else bucket.next_time
+    )
 
 
 async def _surroundings(connection: Connection, queue: str, node: str | None = None) -> Surroundings:

@@ -26,7 +26,7 @@ async def test_a_queue_is_made_read_and_deleted(client: httpx.AsyncClient) -> No
     assert (queue["routing_key"], queue["type"], queue["declare_time"]) == ("mail", "classic", None)
     read = (await client.get(f"{QUEUES}/mail")).json()
     QueueOut.model_validate(read)
-    nothing = {"ready": 0, "consumers": 0, "waiting_runs": 0, "oldest_run": None, "problem": None}
+    nothing = {"ready": 0, "consumers": 0, "waiting_runs": 0, "places_taken": None, "oldest_run": None, "problem": None}
     assert read == {**queue, "backlog": nothing}
     assert (await client.get(QUEUES)).json()["items"] == [queue]
     again = await client.post(QUEUES, json={"name": "mail", "namespace": "team-b"})
@@ -47,11 +47,18 @@ async def test_what_may_change(client: httpx.AsyncClient) -> None:
     assert (await client.patch(url, json={"paused": None})).json()["paused"] is False
     stale = await client.patch(url, json={"paused": True}, headers={"If-Match": '"1"'})
     assert stale.status_code == 412
-    more = {"max_message_kib": 64, "result_db": 3, "result_prefix": "team_", "description": "letters"}
+    more = {
+        "max_message_kib": 64,
+        "result_db": 3,
+        "result_prefix": "team_",
+        "description": "letters",
+        "max_active": 10,
+        "rate_limit": "100/m",
+    }
     answer = (await client.patch(url, json=more)).json()
     assert ({name: answer[name] for name in more}, answer["version"]) == (more, 4)
     back = (await client.patch(url, json=dict.fromkeys(more))).json()
-    assert [back[name] for name in more] == [None, None, "", ""]
+    assert [back[name] for name in more] == [None, None, "", "", None, None]
     fixed = {
         "exchange": "x",
         "type": "classic",
@@ -93,6 +100,14 @@ async def test_bad_queues(client: httpx.AsyncClient) -> None:
         ({"name": "a", "result_db": 40000}, "/result_db"),
         ({"name": "a", "result_prefix": None}, "/result_prefix"),
         ({"name": "a", "result_prefix": "x\n"}, "/result_prefix"),
+        ({"name": "a", "max_active": 0}, "/max_active"),
+        ({"name": "a", "max_active": 100_001}, "/max_active"),
+        ({"name": "a", "max_active": "10"}, "/max_active"),
+        ({"name": "a", "rate_limit": "100"}, "/rate_limit"),
+        ({"name": "a", "rate_limit": "0/m"}, "/rate_limit"),
+        ({"name": "a", "rate_limit": "1.5/s"}, "/rate_limit"),
+        ({"name": "a", "rate_limit": "100/m\n"}, "/rate_limit"),
+        ({"name": "a", "rate_limit": 100}, "/rate_limit"),
         ({"name": "a", "routing_key": "x" * 256}, "/routing_key"),
         ({"name": "a", "exchange_type": "headers"}, "/exchange_type"),
         ({"name": "a", "type": "stream"}, "/type"),
@@ -304,3 +319,36 @@ async def test_a_purge_of_a_queue_that_the_broker_does_not_have_is_refused(amqp_
     refused = await amqp_client.post(f"{QUEUES}/q/purge")
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
     assert "no queue 'q'" in refused.json()["detail"]
+
+
+async def test_runs_that_were_sent_before_count_for_a_new_limit(
+    client: httpx.AsyncClient, settings: Settings, database: Database, redis: Redis, redis_url: str
+) -> None:
+    await client.post(QUEUES, json={"name": "mail"})
+    rig = Rig(settings, database, redis, redis_url)
+    await rig.topology().run_once()
+    sent = await rig.runs("mail", 3)
+    outbox = rig.outbox()
+    await outbox.run_once()
+    answer = await client.patch(f"{QUEUES}/mail", json={"max_active": 2, "rate_limit": "1000/h"})
+    assert (answer.json()["max_active"], answer.json()["rate_limit"]) == (2, "1000/h")
+    (later,) = await rig.runs("mail")
+
+    async def backlog() -> tuple[int | None, int]:
+        found = (await client.get(f"{QUEUES}/mail")).json()["backlog"]
+        return found["places_taken"], found["ready"]
+
+    await outbox.run_once()
+    assert await backlog() == (3, 3)
+    await rig.execute("UPDATE runs SET state = 'SUCCESS', end_time = now() WHERE id = ANY($1)", sent[:1])
+    await outbox.run_once()
+    assert await backlog() == (2, 3)
+    await rig.execute("UPDATE runs SET state = 'SUCCESS', end_time = now() WHERE id = ANY($1)", sent[1:2])
+    await outbox.run_once()
+    assert (await backlog(), (await rig.row(later))["dispatches"]) == ((2, 4), 1)
+    # Without a limit nobody counts, and a new one begins anew.
+    assert (await client.patch(f"{QUEUES}/mail", json={"max_active": None})).status_code == 200
+    assert await backlog() == (None, 4)
+    await client.patch(f"{QUEUES}/mail", json={"max_active": 5})
+    assert await backlog() == (2, 4)
+    await rig.close()

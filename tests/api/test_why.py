@@ -176,6 +176,33 @@ async def test_a_paused_queue_says_who(client: httpx.AsyncClient, queue: str, da
     assert (item["code"], item["by"], item["queue"]) == ("queue_paused", "anonymous", "default")
 
 
+async def test_a_limit_names_who_has_the_places(
+    client: httpx.AsyncClient, queue: str, world: World, database: Database, settings: Settings
+) -> None:
+    await open_queue(database)
+    first = await make(client)
+    await world.started(first["id"], leased=True)
+    await client.patch("/api/v1/queues/default", json={"max_active": 1})
+    run = await make(client)
+    (item,) = await why(client, run)
+    assert (item["code"], item["count"], item["workers"], item["run_id"]) == (
+        "queue_limit",
+        1,
+        ["celery@h"],
+        first["id"],
+    )
+    assert f"1 has a place: {first['id']} on celery@h." in item["detail"]
+    await world.ended(first["id"])
+    assert codes(await why(client, run)) == ["sending"]
+    await client.patch("/api/v1/queues/default", json={"max_active": None, "rate_limit": "2/h"})
+    assert codes(await why(client, run)) == ["sending"]
+    await execute(database, "UPDATE queues SET rate_tokens = 0.5, rate_time = now()")
+    (item,) = await why(client, run)
+    assert item["code"] == "queue_rate"
+    assert "takes 2/h; " in item["detail"]
+    assert item["detail"].endswith("in 14 minutes.")
+
+
 async def test_a_broker_that_is_away(
     client: httpx.AsyncClient, queue: str, database: Database, settings: Settings, world: World
 ) -> None:

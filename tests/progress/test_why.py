@@ -11,7 +11,7 @@ import pytest
 
 from app.progress.moves import NO_WORKER, REVOKED_OUTSIDE, UNHEARD
 from app.progress.standing import Standing
-from app.progress.why import CODES, MOST_AHEAD, Item, Surroundings, why_job, why_run
+from app.progress.why import CODES, MOST_AHEAD, Item, Limits, Surroundings, why_job, why_run
 from app.progress.words import counted, duration, few, instant
 from tests.progress.standings import NEW, NOW, RUN, SENT
 
@@ -209,6 +209,39 @@ RUNS: list[tuple[Standing, Surroundings, list[str], str]] = [
         CALM,
         ["broker_away"],
         "The broker has been away since 2026-11-22T11:52:00Z, for 8 minutes.",
+    ),
+    (
+        NEW,
+        around(limits=Limits(max_active=3, taken=3, holders=[{"id": RUN, "worker": "celery@a"}])),
+        ["queue_limit"],
+        f"At most 3 runs are active in the queue q, and 3 have a place: {RUN} on celery@a and 2 more.",
+    ),
+    (
+        NEW,
+        around(limits=Limits(max_active=1, taken=1, holders=[{"id": RUN, "worker": None}])),
+        ["queue_limit"],
+        f"At most 1 run is active in the queue q, and 1 has a place: {RUN}.",
+    ),
+    (
+        NEW,
+        around(limits=Limits(max_active=4, taken=3, rate="100/m", next_time=SOON)),
+        ["queue_rate"],
+        "The queue q takes 100/m; the next run goes out at about 2026-11-22T12:00:09Z, in 9 seconds.",
+    ),
+    # There is room; it is not due; it is on its way; something else keeps it.
+    (NEW, around(limits=Limits(max_active=4, taken=3, rate="100/m", next_time=NOW)), ["sending"], ""),
+    (
+        replace(NEW, attempt=2, attempts=[ATTEMPT], due_time=SOON, reason="retry backoff after ValueError"),
+        around(limits=Limits(max_active=1, taken=1)),
+        ["retry_backoff"],
+        "",
+    ),
+    (replace(NEW, claim_time=NOW, claimed_by="s"), around(limits=Limits(max_active=1, taken=1)), ["sending"], ""),
+    (
+        NEW,
+        replace(queue(paused=True), limits=Limits(max_active=1, taken=1)),
+        ["queue_paused"],
+        "",
     ),
     (
         NEW,

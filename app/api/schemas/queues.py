@@ -1,12 +1,14 @@
 """Queues: where runs go."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from app.api.schemas.fields import DAY_S, Count, Flag, In, Name, Out, Text
+from app.models.jobs import RATE_PATTERN
 
 EXAMPLE_QUEUE: dict[str, Any] = {
     "name": "game_community_default",
@@ -25,6 +27,8 @@ EXAMPLE_QUEUE_OUT: dict[str, Any] = {
     "consumer_timeout_s": None,
     "result_db": None,
     "result_prefix": "",
+    "max_active": 10,
+    "rate_limit": None,
     "shared_with": [],
     "paused": False,
     "description": "",
@@ -35,6 +39,7 @@ EXAMPLE_QUEUE_OUT: dict[str, Any] = {
         "ready": 12,
         "consumers": 2,
         "waiting_runs": 14,
+        "places_taken": 10,
         "oldest_run": {
             "id": "019a8b7e-6c5d-7000-8000-000000000000",
             "create_time": "2026-02-01T08:00:00Z",
@@ -54,6 +59,18 @@ _AMQP_NAME = Annotated[
 ]
 #: What AMQP clients take for the name of an exchange.
 _EXCHANGE = Annotated[str, StringConstraints(strict=True, max_length=127, pattern=r"^[A-Za-z0-9_.:@#,/+ -]*$")]
+
+
+def _rate(value: str) -> str:
+    if not re.fullmatch(RATE_PATTERN, value):
+        raise ValueError("must be a number and a second, minute or hour, such as 5/s, 100/m or 1000/h")
+    return value
+
+
+#: A rate as Celery writes it.
+RateLimit = Annotated[
+    str, StringConstraints(strict=True), AfterValidator(_rate), Field(json_schema_extra={"pattern": RATE_PATTERN})
+]
 _PREFIX = Annotated[str, StringConstraints(strict=True, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
 _KIB: Final = 128 * 1024
 
@@ -94,6 +111,12 @@ class QueueIn(In):
         None, description="database of the plane's Redis where stock workers of this queue keep results, if another one"
     )
     result_prefix: _PREFIX = Field("", description="Celery's `global_keyprefix` of those results")
+    max_active: Annotated[Count, Field(ge=1, le=100_000)] | None = Field(
+        None, description="most runs that have been sent to it and have not ended; others wait, with the reason"
+    )
+    rate_limit: RateLimit | None = Field(
+        None, description="most runs that are sent to it in any second, minute or hour: `5/s`, `100/m`, `1000/h`"
+    )
     shared_with: list[Name] = Field(
         default_factory=list, max_length=200, description="other namespaces whose jobs may use it"
     )
@@ -161,6 +184,9 @@ class BacklogOut(Out):
     ready: int | None = Field(description="messages on the broker that no worker has; null: it could not be asked")
     consumers: int | None = Field(description="on Redis: known live workers, for the broker does not count")
     waiting_runs: int = Field(description="runs that no worker has begun, dispatched or not; at most 100000")
+    places_taken: int | None = Field(
+        description="runs that count for `max_active`: sent, or about to be, and not ended; null: there is no limit"
+    )
     oldest_run: OldestOut | None
     problem: str | None = Field(description="why the broker could not be asked")
 
@@ -183,6 +209,8 @@ class QueueOut(Out):
     consumer_timeout_s: int | None
     result_db: int | None
     result_prefix: str
+    max_active: int | None
+    rate_limit: str | None
     shared_with: list[str]
     paused: bool
     description: str

@@ -6,12 +6,25 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from app.progress.why.item import Item
-from app.progress.words import duration, few, instant
+from app.progress.words import counted, duration, few, instant
 from app.states import PENDING, RETRY
 from workers.protocol import BUILT_IN_PREFIX
 
 #: A worker or a queue that was seen longer ago than this was not seen.
 SEEN_AGE: Final = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the limits of a queue stand for a run that is to be sent to it."""
+
+    #: Most runs that may be there, how many are, and the first of them: their `id` and `worker`.
+    max_active: int | None = None
+    taken: int = 0
+    holders: Sequence[Mapping[str, Any]] = ()
+    #: The rate as it is written, and when it lets out the next run.
+    rate: str | None = None
+    next_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,8 @@ class Surroundings:
     schedulers: int
     #: When the catalogue last saw anything.
     catalogue_time: datetime | None
+    #: Of the queue; None where it has none, and where the run has its place.
+    limits: Limits | None = None
 
 
 def no_scheduler(around: Surroundings) -> Iterator[Item]:
@@ -49,6 +64,25 @@ def queue_trouble(name: str, queue: Mapping[str, Any] | None) -> Iterator[Item]:
     elif queue["declare_time"] is None:
         detail = f"The queue {name} was not yet found or made on the broker."
         yield Item("queue_not_declared", detail, queue=name)
+
+
+def limits_reached(now: datetime, queue: str, limits: Limits | None) -> Iterator[Item]:
+    """What a run waits for whose queue takes no more just now."""
+    if limits is None:
+        return
+    if limits.max_active is not None and limits.taken >= limits.max_active:
+        held = [f"{one['id']}{' on ' + one['worker'] if one['worker'] else ''}" for one in limits.holders]
+        rest = limits.taken - len(held)
+        more = f" and {rest} more" if rest > 0 else ""
+        many, have = counted(limits.max_active, "run is", "runs are"), counted(limits.taken, "has", "have")
+        detail = f"At most {many} active in the queue {queue}, and {have} a place: {', '.join(held)}{more}."
+        workers = sorted({one["worker"] for one in limits.holders if one["worker"]})
+        first = limits.holders[0]["id"] if limits.holders else None
+        yield Item("queue_limit", detail, queue=queue, workers=workers or None, run_id=first, count=limits.taken)
+    if limits.next_time is not None and limits.next_time > now:
+        wait = duration(limits.next_time - now)
+        detail = f"The queue {queue} takes {limits.rate}; the next run goes out at about {instant(limits.next_time)}, "
+        yield Item("queue_rate", f"{detail}in {wait}.", time=limits.next_time, queue=queue)
 
 
 def task_unknown(now: datetime, queue: str, task: str, around: Surroundings) -> Iterator[Item]:

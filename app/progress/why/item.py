@@ -21,6 +21,8 @@ CODES: Final = (
     "queue_problem",
     "queue_not_declared",
     "broker_away",
+    "queue_limit",
+    "queue_rate",
     "task_not_registered",
     "not_registered_taken",
     "waits_for_run",

@@ -16,6 +16,7 @@ from app.progress.why.around import (
     agree,
     common_tasks,
     fresh,
+    limits_reached,
     live_workers,
     no_consumer,
     no_scheduler,
@@ -178,6 +179,8 @@ def _unsent(now: datetime, run: Mapping[str, Any], around: Surroundings) -> list
         detail = f"The broker has been away since {instant(since)}, for {duration(now - since)}."
         items.append(Item("broker_away", detail, time=since))
     unknown = list(task_unknown(now, run["queue"], run["task"], around))
+    if not items and not unknown and due <= now and run["claim_time"] is None:
+        items += limits_reached(now, run["queue"], around.limits)
     items += [*unknown, *_taken(now, run, around, held=bool(unknown))]
     if due > now and not run["not_registered"]:
         items.append(_later(now, run))
