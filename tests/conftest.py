@@ -1,16 +1,13 @@
 """Fixtures: the real servers, once per test process, and for each test a database, a Redis database and a vhost."""
 
-import asyncio
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import asyncpg
 import pytest
 import redis as redis_sync
 from redis.asyncio import Redis
@@ -18,10 +15,9 @@ from redis.asyncio import Redis
 from app.database import Database
 from app.embedded import Postgres, Valkey
 from app.settings import Settings
+from tests.databases import Databases, execute, in_thread
 from tests.processes import Process
 from tests.servers import RABBITMQ_BIN, RabbitMQ
-
-T = TypeVar("T")
 
 # What the person who runs the tests has set for a plane of their own must not reach ours.
 for _name in [name for name in os.environ if name.startswith("JOBPLANE_")]:
@@ -29,34 +25,6 @@ for _name in [name for name in os.environ if name.startswith("JOBPLANE_")]:
 
 TEMPLATE = "jobplane_template"
 VALKEY_DATABASES = 64
-
-
-def in_thread(call: Callable[[], T]) -> T:
-    """Run this in a thread of its own, for code that wants an event loop where pytest has one already."""
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(call).result()
-
-
-def _run(made: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    return in_thread(lambda: asyncio.run(made()))
-
-
-def _named(database_url: str, name: str) -> str:
-    return f"{database_url.rpartition('/')[0]}/{name}"
-
-
-def execute(database_url: str, *statements: str) -> None:
-    """Run statements one by one, each its own transaction, on a connection of their own."""
-
-    async def go() -> None:
-        connection = await asyncpg.connect(database_url.replace("+asyncpg", "", 1))
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    _run(go)
 
 
 @pytest.fixture(scope="session")
@@ -110,37 +78,34 @@ def rabbitmq_server(servers_folder: Path) -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
-def _migrated_template(postgres_server: Postgres) -> str:
+def databases(postgres_server: Postgres) -> Databases:
     from app.migrate import upgrade
 
-    url = _named(postgres_server.url, TEMPLATE)
+    made = Databases(postgres_server.url, TEMPLATE)
     execute(postgres_server.url, f"CREATE DATABASE {TEMPLATE}")
-    in_thread(lambda: upgrade(url))
+    in_thread(lambda: upgrade(made.url(TEMPLATE)))
+    made.learn()
     execute(postgres_server.url, f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")
-    return TEMPLATE
+    return made
 
 
-_database_numbers = itertools.count(1)
 _redis_numbers = itertools.count(1)
 
 
-def _database(server: Postgres, template: str) -> Iterator[str]:
-    name = f"test_{next(_database_numbers)}"
-    execute(server.url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _named(server.url, name)
-    execute(server.url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
 @pytest.fixture
-def database_url(postgres_server: Postgres, _migrated_template: str) -> Iterator[str]:
+def database_url(databases: Databases) -> Iterator[str]:
     """A migrated database of this test's own."""
-    yield from _database(postgres_server, _migrated_template)
+    name = databases.take()
+    yield databases.url(name)
+    databases.give_back(name)
 
 
 @pytest.fixture
-def empty_database_url(postgres_server: Postgres) -> Iterator[str]:
+def empty_database_url(databases: Databases) -> Iterator[str]:
     """A database of this test's own with nothing in it."""
-    yield from _database(postgres_server, "template1")
+    name = databases.take_bare()
+    yield databases.url(name)
+    databases.drop(name)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ import redis
 
 from app.embedded import EmbeddedError, Postgres, Valkey, free_port, server
 from app.embedded.system import copy_readable
-from tests.conftest import in_thread
+from tests.databases import in_thread
 from tests.processes import alive, wait_until
 
 ROOT = os.geteuid() == 0

@@ -12,7 +12,7 @@ from sqlmodel import SQLModel
 import app.models  # noqa: F401  (declares the tables)
 from app.migrate import downgrade, upgrade
 from app.states import TERMINAL
-from tests.conftest import in_thread
+from tests.databases import in_thread
 
 
 async def relations(url: str) -> set[str]:

@@ -16,7 +16,7 @@ from redis import Redis
 from app.embedded import free_port
 from tests.acceptance.plane import Plane, sleep_until, witnessed
 from tests.acceptance.watching import Watcher
-from tests.conftest import in_thread
+from tests.databases import in_thread
 from tests.processes import Process, wait_until
 
 pytestmark = pytest.mark.acceptance

@@ -13,7 +13,7 @@ import pytest
 
 from app.embedded import Valkey
 from tests.acceptance.plane import JOBPLANE, Plane
-from tests.conftest import execute
+from tests.databases import execute
 from tests.processes import Process
 
 SERVICE = """
