@@ -7,6 +7,7 @@
     │   ├── NameTaken
     │   ├── QueueInUse
     │   ├── NoRoom
+    │   ├── BackfillActive
     │   └── RunEnded
     ├── ResultGone         410  the result of a run is kept nowhere
     ├── PreconditionFailed 412  If-Match names another version
@@ -93,6 +94,13 @@ class NoRoom(Conflict):
 
     type = "no-room"
     title = "No room for a further run"
+
+
+class BackfillActive(Conflict):
+    """The job has a backfill that has not ended, and one at a time may be."""
+
+    type = "backfill-active"
+    title = "A backfill is active"
 
 
 class RunEnded(Conflict):

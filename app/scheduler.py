@@ -24,6 +24,7 @@ from app.database import AWAY, Database, clock
 from app.dispatch import broker as brokers
 from app.dispatch.outbox import Outbox
 from app.dispatch.topology import Topology, ensure_default_queues
+from app.due.backfill import Backfiller
 from app.due.tick import Tick
 from app.logs import seal
 from app.logs.seal import Sealer
@@ -73,6 +74,7 @@ class Scheduler:
         url = settings.broker_url.get_secret_value()
         # Two connections: a question about one queue in trouble must not cost the publisher its own.
         publisher, asker = (brokers.connect(url, settings.publish_timeout_s) for _ in range(2))
+        backfiller = Backfiller(database, redis)
         tick = Tick(database, redis, settings.tick_batch)
         outbox = Outbox(settings, database, redis, publisher, self.name)
         topology = Topology(settings, database, redis, asker)
@@ -92,9 +94,15 @@ class Scheduler:
             dispatch.wake.set()
             return more
 
+        async def fill_and_wake() -> bool:
+            more = await backfiller.run_once()
+            dispatch.wake.set()
+            return more
+
         loops = [
             Loop("tick", tick_and_wake, lambda: tick.pause_s),
             dispatch,
+            Loop("backfill", fill_and_wake, lambda: backfiller.pause_s),
             Loop("topology", topology.run_once, lambda: POLL_S),
             Loop("record", recorder.run_once, lambda: POLL_S),
             Loop("cancel", canceller.run_once, lambda: POLL_S),
@@ -105,7 +113,7 @@ class Scheduler:
         ]
         if replies is not None:
             loops.append(Loop("replies", replies.run_once, lambda: POLL_S))
-        woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "topology", "cancel"}]
+        woken = [loop.wake for loop in loops if loop.name in {"tick", "dispatch", "backfill", "topology", "cancel"}]
         loops.append(Loop("beat", _beat(database, self.name, loops), lambda: BEAT_S))
         doorbell = asyncio.create_task(_answer_the_door(redis, woken))
         logger.info("scheduler_up", name=self.name)

@@ -98,6 +98,9 @@ def upgrade() -> None:
         "backfills_active_key", "backfills", ["job_id"], unique=True, postgresql_where=sa.text("end_time IS NULL")
     )
     op.create_index("backfills_job_idx", "backfills", ["job_id", "id"])
+    op.create_index(
+        "backfills_open_idx", "backfills", ["id"], postgresql_where=sa.text("end_time IS NULL OR live <> '{}'")
+    )
 
     op.add_column("runs", sa.Column("backfill_id", sa.Uuid(), nullable=True))
     op.add_column("runs", sa.Column("apart", sa.Boolean(), server_default=sa.text("false"), nullable=False))
@@ -118,10 +121,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'FAILURE' AND job_id IS NOT NULL"),
     )
     op.create_index(
-        "runs_backfill_idx",
+        "runs_backfill_idx", "runs", ["backfill_id", "id"], postgresql_where=sa.text("backfill_id IS NOT NULL")
+    )
+    op.create_index(
+        "runs_named_time_key",
         "runs",
-        ["backfill_id", "scheduled_time"],
-        postgresql_where=sa.text("backfill_id IS NOT NULL"),
+        ["job_id", "scheduled_time", "backfill_id"],
+        unique=True,
+        postgresql_where=sa.text("kind <> 'schedule' AND scheduled_time IS NOT NULL"),
     )
     op.drop_index("runs_outbox_idx", "runs")
     op.create_index("runs_outbox_idx", "runs", _OUTBOX, postgresql_where=sa.text(f"{_UNSENT} AND waits_for IS NULL"))
@@ -131,7 +138,7 @@ def downgrade() -> None:
     # Who reads the tables of before knows neither backfills nor runs that wait: those go out with the others.
     op.drop_index("runs_outbox_idx", "runs")
     op.create_index("runs_outbox_idx", "runs", _OUTBOX, postgresql_where=sa.text(_UNSENT))
-    for name in ("runs_backfill_idx", "runs_failed_jobs_idx", "runs_waiting_idx"):
+    for name in ("runs_named_time_key", "runs_backfill_idx", "runs_failed_jobs_idx", "runs_waiting_idx"):
         op.drop_index(name, "runs")
     for name in ("most_active", "waits_for", "apart", "backfill_id"):
         op.drop_column("runs", name)

@@ -59,7 +59,16 @@ class Run(SQLModel, table=True):
         Index("runs_cancel_idx", "cancel_next_time", postgresql_where=text("cancel_next_time IS NOT NULL")),
         Index("runs_failed_idx", "id", postgresql_where=text("state = 'FAILURE'")),
         Index("runs_failed_jobs_idx", "end_time", postgresql_where=text("state = 'FAILURE' AND job_id IS NOT NULL")),
-        Index("runs_backfill_idx", "backfill_id", "scheduled_time", postgresql_where=text("backfill_id IS NOT NULL")),
+        Index("runs_backfill_idx", "backfill_id", "id", postgresql_where=text("backfill_id IS NOT NULL")),
+        # One run per time of a backfill; and how the runs that name a time are found, beside those of the schedule.
+        Index(
+            "runs_named_time_key",
+            "job_id",
+            "scheduled_time",
+            "backfill_id",
+            unique=True,
+            postgresql_where=text("kind <> 'schedule' AND scheduled_time IS NOT NULL"),
+        ),
         ForeignKeyConstraint(
             ["job_id", "job_version"], ["job_versions.job_id", "job_versions.version"], name="runs_job_version_fkey"
         ),
@@ -158,6 +167,8 @@ class Backfill(SQLModel, table=True):
     __table_args__ = (
         Index("backfills_active_key", "job_id", unique=True, postgresql_where=text("end_time IS NULL")),
         Index("backfills_job_idx", "job_id", "id"),
+        # What schedulers look at: an ended one may have runs that have not.
+        Index("backfills_open_idx", "id", postgresql_where=text("end_time IS NULL OR live <> '{}'")),
         ForeignKeyConstraint(
             ["job_id", "job_version"],
             ["job_versions.job_id", "job_versions.version"],

@@ -39,8 +39,14 @@ async def announce(redis: Redis, rows: Sequence[Mapping[str, Any]]) -> None:
 async def tell(redis: Redis, rows: Sequence[Mapping[str, Any]]) -> None:
     """Announce committed runs, and wake the schedulers where something is to be done about one of them."""
     await announce(redis, rows)
-    if any(row["state"] == PENDING or row["cancel_next_time"] is not None for row in rows):
+    if any(_wakes(row) for row in rows):
         await ring(redis)
+
+
+def _wakes(row: Mapping[str, Any]) -> bool:
+    """Whether the run is to be sent, or cancelled, or makes room for the next one of its backfill."""
+    makes_room = row["backfill_id"] is not None and row["end_time"] is not None
+    return row["state"] == PENDING or row["cancel_next_time"] is not None or makes_room
 
 
 async def ring(redis: Redis) -> None:

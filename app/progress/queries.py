@@ -372,6 +372,20 @@ async def forget_skips(connection: Connection, before: datetime, limit: int) -> 
     return _count(answer)
 
 
+async def forget_backfills(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete backfills that ended before then, with all their runs; the runs that are kept keep its id."""
+    answer = await connection.execute(
+        """
+        DELETE FROM backfills WHERE id IN (
+            SELECT id FROM backfills WHERE end_time < $1 AND live = '{}' LIMIT $2 FOR UPDATE SKIP LOCKED
+        )
+        """,
+        before,
+        limit,
+    )
+    return _count(answer)
+
+
 async def forget_deleted_jobs(connection: Connection, before: datetime, limit: int) -> int:
     """Delete jobs that were deleted before then and have no run left, with their versions and skips."""
     answer = await connection.execute(

@@ -49,6 +49,7 @@ class Sweeper:
                 "refused_reports": await queries.forget_refused_reports(connection, REFUSED_KEPT, self._batch),
                 "processes": await queries.forget_silent_processes(connection, now - PROCESS_KEPT),
                 "skips": await queries.forget_skips(connection, now - self._failure, self._batch),
+                "backfills": await queries.forget_backfills(connection, now - self._failure, self._batch),
                 "jobs": await queries.forget_deleted_jobs(connection, now - self._failure, self._batch),
             }
             await faults.at("sweep.before_commit")
