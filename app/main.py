@@ -19,6 +19,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from app import faults, log
 from app.api import (
+    backfills,
     catalogue,
     documents,
     exports,
@@ -89,6 +90,8 @@ def create_app(settings: Settings) -> FastAPI:
         schedule.router,
         versions.router,
         ledger.router,
+        backfills.of_jobs,
+        backfills.router,
         runs.router,
         logs.router,
         why.router,

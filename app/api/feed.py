@@ -1,4 +1,4 @@
-"""The two WebSockets: all runs that match, and one run until its end.
+"""The WebSockets: all runs that match, one run until its end, one backfill until its end.
 
 They accept first and close then, for a refused handshake reaches clients as a bare HTTP 403 without our code.
 """
@@ -20,7 +20,7 @@ from app.states import is_state
 
 router = APIRouter()
 
-_FEED_PARAMETERS = frozenset({"namespace", "job_id", "queue", "state", "since", "interval_ms"})
+_FEED_PARAMETERS = frozenset({"namespace", "job_id", "backfill_id", "queue", "state", "since", "interval_ms"})
 _RUN_PARAMETERS = frozenset({"logs"})
 _MOST_VALUES = 100
 _LEAST_INTERVAL_MS, _INTERVAL_MS, _MOST_INTERVAL_MS = 50, 200, 10_000
@@ -60,7 +60,7 @@ class _Refused(Exception):
 
 @router.websocket("/feed")
 async def feed(websocket: WebSocket) -> None:
-    """All runs that match `namespace`, `job_id`, `queue` and `state` (each repeatable: any of the values).
+    """All runs that match `namespace`, `job_id`, `backfill_id`, `queue` and `state` (each repeatable: any of them).
 
     A run that leaves the asked states is sent once more, in its new state. `since` is a cursor of this feed or of
     `GET /runs`; `interval_ms` is the least time between two frames.
@@ -72,6 +72,7 @@ async def feed(websocket: WebSocket) -> None:
         wanted = Filter(
             namespaces=_words(websocket, "namespace"),
             job_ids=tuple(_uuid("job_id", text) for text in _words(websocket, "job_id")),
+            backfill_ids=tuple(_uuid("backfill_id", text) for text in _words(websocket, "backfill_id")),
             queues=_words(websocket, "queue"),
             states=_states(websocket),
         )
@@ -97,6 +98,20 @@ async def run_feed(websocket: WebSocket, run_id: str) -> None:
         await session.follow_run(websocket.app.state.plane.hub, socket, wanted, logs=logs)
 
 
+@router.websocket("/backfills/{backfill_id}/feed")
+async def backfill_feed(websocket: WebSocket, backfill_id: str) -> None:
+    """One backfill: as it is now, its changes, the end; its runs are on the general feed."""
+    await websocket.accept()
+    socket = _Socket(websocket)
+    try:
+        _check_request(websocket, frozenset())
+        wanted = _uuid("backfill id", backfill_id)
+    except _Refused as refused:
+        await socket.close(refused.close)
+    else:
+        await session.follow_backfill(websocket.app.state.plane.hub, socket, wanted)
+
+
 def _check_request(websocket: WebSocket, known: frozenset[str]) -> None:
     """Refuse parameters that do not exist, and pages of other sites: these could read the plane through the browser
     of whoever visits them. Clients that are no browsers name no origin."""
@@ -105,7 +120,8 @@ def _check_request(websocket: WebSocket, known: frozenset[str]) -> None:
         raise _Refused("a page of another origin may not follow the feed", frames.NOT_ALLOWED)
     for name in websocket.query_params:
         if name not in known:
-            raise _Refused(f"{name[:40]}: no such parameter; there are {', '.join(sorted(known))}")
+            there_are = f"there are {', '.join(sorted(known))}" if known else "there are none"
+            raise _Refused(f"{name[:40]}: no such parameter; {there_are}")
 
 
 def _site(origin: str) -> str | None:

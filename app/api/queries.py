@@ -268,12 +268,13 @@ async def runs_ahead(connection: Connection, queue: str, sent: datetime, most: i
 
 
 async def live_runs_of(connection: Connection, job_id: UUID, limit: int) -> list[Record]:
-    """The runs of a job that have not ended, oldest first; `live_count` counts all of them."""
+    """The runs of a job that have not ended, oldest first; `live_count` counts all of them. Those of a backfill that
+    stand apart are in nobody's way."""
     return list(
         await connection.fetch(
             """
             SELECT *, count(*) OVER () AS live_count FROM runs
-            WHERE job_id = $1 AND end_time IS NULL ORDER BY id LIMIT $2
+            WHERE job_id = $1 AND end_time IS NULL AND NOT apart ORDER BY id LIMIT $2
             """,
             job_id,
             limit,

@@ -28,6 +28,7 @@ class RunFilter(pages.PageQuery):
     task: Word | None = None
     namespace: Word | None = None
     kind: Literal["schedule", "manual", "adhoc", "backfill"] | None = None
+    backfill_id: UUID | None = None
     created_after: Instant | None = Field(None, description="made at this time or later")
     created_before: Instant | None = Field(None, description="made before this time")
 
@@ -43,7 +44,7 @@ async def page_of_runs(
 ) -> dict[str, Any]:
     """The body of a page of runs, newest first."""
     where = pages.place(list_name, query, **({} if job_id is None else {"job_id": job_id}))
-    equal = query.model_dump(include={"queue", "task", "namespace", "kind", "job_id"}, exclude_none=True)
+    equal = query.model_dump(include={"queue", "task", "namespace", "kind", "backfill_id", "job_id"}, exclude_none=True)
     if job_id is not None:
         equal["job_id"] = job_id
     rows = await queries.runs_page(

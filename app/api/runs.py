@@ -51,6 +51,7 @@ _SAME_WORK: Final = (
     "job_id",
     "job_version",
     "job_name",
+    "scheduled_time",
 )
 
 #: How much of a large result is read at once, and how much of it is sent at once.
@@ -227,7 +228,7 @@ async def cancel_run(plane: PlaneOf, caller: CallerOf, run_id: UUID, body: Cance
 
 def _deadline_again(old: Record, now: datetime) -> datetime | None:
     """The same time from now on as the old run had from its beginning."""
-    begin = old["scheduled_time"] or old["create_time"]
+    begin = old["scheduled_time"] if old["kind"] == "schedule" else old["create_time"]
     return None if old["deadline_time"] is None else now + (old["deadline_time"] - begin)
 
 

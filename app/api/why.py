@@ -17,7 +17,9 @@ from app.api.writes import json_response
 from app.database import Connection, clock
 from app.dispatch import limit_queries
 from app.dispatch.rate import Bucket
+from app.due import backfill_queries
 from app.errors import NotFound
+from app.progress.backfill_view import backfill_view
 from app.progress.why import MOST_AHEAD, Item, Limits, Surroundings, why_job, why_run
 from app.schedule import definitions
 from app.states import PENDING
@@ -59,6 +61,7 @@ async def why_is_the_job_not_running(plane: PlaneOf, job_id: UUID) -> Response:
         now = await clock(connection)
         job = await definitions.found(connection, job_id)
         live = await queries.live_runs_of(connection, job_id, limit=1)
+        backfill = await backfill_queries.active_of(connection, job_id)
         items = why_job(
             now,
             job,
@@ -67,6 +70,7 @@ async def why_is_the_job_not_running(plane: PlaneOf, job_id: UUID) -> Response:
             live[0]["live_count"] if live else 0,
             await _why_run(connection, now, live[0]) if live else [],
             await queries.newest_skip(connection, job_id),
+            None if backfill is None else backfill_view(backfill),
         )
     return json_response({"job_id": job["id"], "items": _views(items), "time": now})
 

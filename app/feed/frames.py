@@ -41,6 +41,7 @@ class Change:
     namespace: str
     queue: str
     job_id: str | None
+    backfill_id: str | None
     text: str
     size: int
 
@@ -52,7 +53,7 @@ class Change:
     def of(cls, view: Mapping[str, Any]) -> Self:
         """From a run view, made of a row or read from Redis; KeyError, TypeError or ValueError if it is none."""
         body = encode(view)
-        job_id = view["job_id"]
+        job_id, backfill_id = view["job_id"], view.get("backfill_id")  # an older process does not name the latter
         return cls(
             run_id=str(view["id"]),
             version=int(view["version"]),
@@ -61,6 +62,7 @@ class Change:
             namespace=str(view["namespace"]),
             queue=str(view["queue"]),
             job_id=None if job_id is None else str(job_id),
+            backfill_id=None if backfill_id is None else str(backfill_id),
             text=body.decode(),
             size=len(body),
         )
@@ -96,6 +98,14 @@ def log(run_id: object, attempt: int, offset: int, following: int, text: str) ->
     """A part of an attempt's log; the next one begins at `following`."""
     frame = {"type": "log", "run_id": str(run_id), "attempt": attempt, "offset": offset, "next": following}
     return orjson.dumps({**frame, "text": text}).decode()
+
+
+def backfill(view: Mapping[str, Any]) -> str:
+    return encode({"type": "backfill", "backfill": view}).decode()
+
+
+def end_of_backfill(view: Mapping[str, Any]) -> str:
+    return encode({"type": "end", "backfill_id": view["id"], "state": view["state"]}).decode()
 
 
 def end(change: Change) -> str:

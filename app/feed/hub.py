@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from app.database import AWAY, Database
 from app.feed import queries
+from app.feed.backfills import Backfills
 from app.feed.cursor import Position
 from app.feed.frames import DRAINING, Change, Close
 from app.feed.hints import Hints
@@ -64,6 +65,7 @@ class Hub:
         self.settings = settings
         self.limits = limits or Limits()
         self.logs = LogReads(database, redis, Store(settings.log_store))
+        self.backfills = Backfills(database)
         self._of_run: dict[str, set[Listener]] = {}
         self._of_many: set[ManyRuns] = set()
         # The greatest version offered of each run, in two generations: the older one is dropped when the younger is
@@ -101,15 +103,20 @@ class Hub:
         self._tasks = [
             asyncio.create_task(self._hints.run(), name="feed hints"),
             asyncio.create_task(self._reconcile(), name="feed reconcile"),
+            asyncio.create_task(self.backfills.run(), name="feed backfills"),
         ]
 
     async def drain(self, within_s: float = 2.0) -> None:
         """End every socket (4503) and long-poll, and take no new ones; waits until they are gone, but not for ever."""
         self._draining = True
+        goodbye = Close(DRAINING, "draining: connect again")
         for listener in self._everybody():
-            listener.end(Close(DRAINING, "draining: connect again"))
+            listener.end(goodbye)
+        self.backfills.drain(goodbye)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._alone.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._alone.wait()
+                await self.backfills.alone.wait()
 
     async def stop(self) -> None:
         """Drain and end the hub's own tasks."""

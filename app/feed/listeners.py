@@ -47,6 +47,7 @@ class ManyRuns(Verdict):
         self._waiting: dict[str, Change] = {}
         self._namespaces = frozenset(wanted.namespaces)
         self._job_ids = frozenset(map(str, wanted.job_ids))
+        self._backfill_ids = frozenset(map(str, wanted.backfill_ids))
         self._queues = frozenset(wanted.queues)
         self._states = frozenset(wanted.states)
         #: With states asked for: the runs that the client holds in one of them and that may leave it.
@@ -56,6 +57,7 @@ class ManyRuns(Verdict):
         if (
             (self._namespaces and change.namespace not in self._namespaces)
             or (self._job_ids and change.job_id not in self._job_ids)
+            or (self._backfill_ids and change.backfill_id not in self._backfill_ids)
             or (self._queues and change.queue not in self._queues)
         ):
             return

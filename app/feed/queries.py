@@ -20,6 +20,7 @@ class Filter:
     job_ids: tuple[UUID, ...] = ()
     queues: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
+    backfill_ids: tuple[UUID, ...] = ()
 
 
 async def where_we_are(connection: Connection) -> Position:
@@ -82,9 +83,15 @@ async def runs_by_id(connection: Connection, ids: Sequence[UUID]) -> list[Record
     return list(await connection.fetch(statement, ids))
 
 
+async def backfills_by_id(connection: Connection, ids: Sequence[UUID]) -> list[Record]:
+    """The backfills as they are now; one that retention has taken is left out."""
+    return list(await connection.fetch("SELECT * FROM backfills WHERE id = ANY($1::uuid[])", ids))
+
+
 _MATCHES = (
     "(cardinality($3::text[]) = 0 OR namespace = ANY($3)) AND (cardinality($4::uuid[]) = 0 OR job_id = ANY($4))"
     " AND (cardinality($5::text[]) = 0 OR queue = ANY($5))"
+    " AND (cardinality($7::uuid[]) = 0 OR backfill_id = ANY($7))"
 )
 
 
@@ -100,6 +107,7 @@ async def live_runs(connection: Connection, wanted: Filter, after: UUID, limit: 
             wanted.job_ids,
             wanted.queues,
             wanted.states,
+            wanted.backfill_ids,
         )
     )
 
@@ -109,7 +117,7 @@ async def runs_gone_since(connection: Connection, wanted: Filter, xid: int, afte
     state, left those states."""
     return list(
         await connection.fetch(
-            "WITH changed AS MATERIALIZED (SELECT DISTINCT run_id FROM run_events WHERE xid >= $7)"  # noqa: S608  as above
+            "WITH changed AS MATERIALIZED (SELECT DISTINCT run_id FROM run_events WHERE xid >= $8)"  # noqa: S608  as above
             f" SELECT {RUN_COLUMNS} FROM changed JOIN runs ON runs.id = changed.run_id WHERE id > $1 AND {_MATCHES}"
             " AND (end_time IS NOT NULL OR (cardinality($6::text[]) > 0 AND state <> ALL($6)))"
             " AND (cardinality($6::text[]) = 0 OR state = ANY($6) OR EXISTS ("
@@ -121,6 +129,7 @@ async def runs_gone_since(connection: Connection, wanted: Filter, xid: int, afte
             wanted.job_ids,
             wanted.queues,
             wanted.states,
+            wanted.backfill_ids,
             xid,
         )
     )

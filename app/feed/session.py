@@ -12,6 +12,7 @@ import structlog
 from app import faults
 from app.database import AWAY, Connection
 from app.feed import frames, queries
+from app.feed.backfills import OneBackfill
 from app.feed.cursor import Position
 from app.feed.frames import Change, Close
 from app.feed.hub import Hub
@@ -20,6 +21,7 @@ from app.feed.logs import Log
 from app.feed.queries import Filter
 from app.feed.reconcile import changes_of
 from app.loop import end
+from app.progress.backfill_view import settled
 
 log = structlog.get_logger()
 
@@ -54,6 +56,13 @@ async def follow_run(hub: Hub, socket: Socket, run_id: UUID, *, logs: bool = Fal
     log_of_run = Log(hub.logs, run_id, patience_s=hub.limits.log_patience_s) if logs else None
     with hub.listening(listener, run_id):
         await _serve(socket, listener, _send_run(hub, socket, listener, run_id, log_of_run))
+
+
+async def follow_backfill(hub: Hub, socket: Socket, backfill_id: UUID) -> None:
+    """Serve the feed of one backfill, until nothing of it changes any more or until either side ends it."""
+    listener = OneBackfill()
+    with hub.backfills.listening(listener, backfill_id):
+        await _serve(socket, listener, _send_backfill(hub, socket, listener, backfill_id))
 
 
 async def _serve(socket: Socket, listener: Verdict, sending: Coroutine[Any, Any, Close]) -> None:
@@ -137,6 +146,22 @@ async def _send_run(hub: Hub, socket: Socket, listener: OneRun, run_id: UUID, lo
         return Close(frames.NORMAL)
     finally:
         await end(news, *([part] if part else []))
+
+
+async def _send_backfill(hub: Hub, socket: Socket, listener: OneBackfill, backfill_id: UUID) -> Close:
+    now = await hub.backfills.read(backfill_id)
+    if now is None:
+        return Close(frames.NOT_FOUND, "no such backfill")
+    listener.offer(now)
+    while True:
+        await listener.news.wait()
+        view = listener.take()
+        if view is None:
+            continue
+        await _send(hub, socket, frames.backfill(view))
+        if settled(view):
+            await _send(hub, socket, frames.end_of_backfill(view))
+            return Close(frames.NORMAL)
 
 
 async def _send_runs(

@@ -432,6 +432,19 @@ SKIP: dict[str, Any] = {
 }
 PAUSED = {"pause_time": AGO, "pause_by": "ann", "next_run_time": None}
 
+BACKFILL: dict[str, Any] = {
+    "id": RUN,
+    "from": AGO,
+    "to": NOW,
+    "state": "ACTIVE",
+    "reason": None,
+    "overlap": "allow",
+    "progress": {"current": 3, "total": 8, "percent": 37.5},
+    "counts": {"active": 1},
+    "author": "ann",
+    "create_time": NOW,
+}
+
 JOBS: list[tuple[dict[str, Any], dict[str, Any], list[str], str]] = [
     ({}, {}, ["next_time"], "It is due next at 2026-11-22T12:00:09Z, in 9 seconds."),
     ({"next_run_time": NOW}, {}, ["next_time"], "It is due next at 2026-11-22T12:00:00Z, now."),
@@ -496,6 +509,12 @@ JOBS: list[tuple[dict[str, Any], dict[str, Any], list[str], str]] = [
         ["next_time", "last_skip"],
         "",
     ),
+    (
+        {"next_run_time": None},
+        {"backfill": BACKFILL},
+        ["finished", "backfill"],
+        "",
+    ),
     ({}, {"around": queue(paused=True)}, ["queue_paused", "next_time"], ""),
     ({}, {"around": seen(known_tasks=["x"])}, ["task_not_registered", "next_time"], ""),
     ({}, {"around": seen(consumers=0)}, ["no_worker", "next_time"], ""),
@@ -507,7 +526,9 @@ def test_a_job(changes: dict[str, Any], facts: dict[str, Any], codes: list[str],
     live = facts.get("live", [])
     surroundings = facts.get("around", CALM)
     of_oldest = why_run(NOW, live[0], CALM, 0) if live else []
-    items = why_job(NOW, {**JOB, **changes}, surroundings, live, len(live), of_oldest, facts.get("skip"))
+    items = why_job(
+        NOW, {**JOB, **changes}, surroundings, live, len(live), of_oldest, facts.get("skip"), facts.get("backfill")
+    )
     assert [item.code for item in items] == codes
     if detail:
         assert items[0].detail == detail
@@ -530,6 +551,25 @@ def test_a_job(changes: dict[str, Any], facts: dict[str, Any], codes: list[str],
 def test_the_last_skip(changes: dict[str, Any], detail: str) -> None:
     items = why_job(NOW, JOB, CALM, [], 0, [], {**SKIP, **changes})
     assert one_of(items, "last_skip").detail.startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        (
+            {},
+            "A backfill from 2026-11-22T11:52:00Z to 2026-11-22T12:00:00Z is active: 3 of 8 times are dealt with, 1 "
+            "run of it has not ended, in nobody's way.",
+        ),
+        ({"overlap": "buffer_all"}, "3 of 8 times are dealt with, 1 run of it has not ended."),
+        ({"state": "PAUSED", "reason": "lunch"}, "is paused (lunch): 3 of 8 times"),
+        ({"counts": {"active": 0}}, "0 runs of it have not ended."),
+    ],
+)
+def test_a_backfill(changes: dict[str, Any], detail: str) -> None:
+    item = one_of(why_job(NOW, JOB, CALM, [], 0, [], None, {**BACKFILL, **changes}), "backfill")
+    assert detail in item.detail
+    assert (item.backfill_id, item.by) == (RUN, "ann")
 
 
 def test_only_facts_that_are_there_are_shown() -> None:

@@ -67,6 +67,7 @@ class WhyItem(Out):
     worker: str | None = None
     workers: list[str] | None = None
     run_id: UUID | None = None
+    backfill_id: UUID | None = None
     by: str | None = Field(None, description="who did it")
     count: int | None = None
     items: "list[WhyItem] | None" = Field(None, description="why the run that this names is where it is")

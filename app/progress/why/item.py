@@ -45,6 +45,7 @@ CODES: Final = (
     "contract_problem",
     "next_time",
     "live_runs",
+    "backfill",
     "last_skip",
 )
 
@@ -61,6 +62,7 @@ class Item:
     worker: str | None = None
     workers: Sequence[str] | None = None
     run_id: UUID | None = None
+    backfill_id: UUID | None = None
     by: str | None = None
     count: int | None = None
     items: "Sequence[Item] | None" = None

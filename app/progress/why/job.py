@@ -35,17 +35,19 @@ def why_job(
     live_count: int,
     of_oldest: Sequence[Item],
     skip: Mapping[str, Any] | None,
+    backfill: Mapping[str, Any] | None = None,
 ) -> list[Item]:
     """Why this job (a row of `jobs`) is not running now, or when it will; never empty.
 
-    `live` are the oldest of its `live_count` runs that have not ended, `of_oldest` the why of the first of them, `skip`
-    its newest row of `skips`.
+    `live` are the oldest of its `live_count` runs that have not ended, those that stand apart left out, `of_oldest` the
+    why of the first of them, `skip` its newest row of `skips`, `backfill` the view of the one that has not ended.
     """
     return [
         *_out_of_schedule(job),
         *no_scheduler(around),
         *_overdue(now, job),
         *_live_runs(now, job, live, live_count, of_oldest),
+        *_backfill(backfill),
         *(queue_trouble(job["queue"], around.queue)),
         *task_unknown(now, job["queue"], job["task"], around),
         *no_consumer(now, job["queue"], around),
@@ -98,6 +100,29 @@ def _live_runs(
         if job["max_active"] is not None:
             detail += f" At most {counted(job['max_active'], 'run is', 'runs are')} active at once; further ones wait."
         yield Item("live_runs", detail, time=oldest["create_time"], **facts)
+
+
+def _backfill(backfill: Mapping[str, Any] | None) -> Iterator[Item]:
+    if backfill is None:
+        return
+    progress, active = backfill["progress"], backfill["counts"]["active"]
+    state = "is paused" if backfill["state"] == "PAUSED" else "is active"
+    reason = f" ({backfill['reason']})" if backfill["reason"] else ""
+    runs = counted(active, "run of it has", "runs of it have")
+    beside = ", in nobody's way" if active and backfill["overlap"] == "allow" else ""
+    detail = (
+        f"A backfill from {instant(backfill['from'])} to {instant(backfill['to'])} {state}{reason}: "
+        f"{progress['current']} of {counted(progress['total'], 'time is', 'times are')} dealt with, {runs} not "
+        f"ended{beside}."
+    )
+    yield Item(
+        "backfill",
+        detail,
+        time=backfill["create_time"],
+        backfill_id=backfill["id"],
+        by=backfill["author"],
+        count=active,
+    )
 
 
 def _contract(job: Mapping[str, Any]) -> Iterator[Item]:
