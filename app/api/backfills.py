@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
@@ -22,8 +22,8 @@ from app.api.schemas.jobs import PauseIn
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record, clock
 from app.due import backfill_control, backfill_queries
-from app.due.backfill_control import Wish
-from app.due.fill import span
+from app.due.backfill_control import DryRun, Wish
+from app.due.fill import LeftOut, span
 from app.errors import NotFound
 from app.progress.backfill_view import backfill_view
 from app.schedule import definitions
@@ -50,7 +50,7 @@ async def backfill_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: Bac
             job, now = await definitions.found(connection, job_id), await clock(connection)
         total = await backfill_control.counted(job, now, wish)
         found = await backfill_control.dry_run(plane.database, job, wish, total)
-        return json_response(backfill_control.described(found))
+        return json_response(_told(found))
 
     async def effect(connection: Connection, now: datetime) -> Done:
         job = await locked(connection, job_id)
@@ -63,6 +63,19 @@ async def backfill_job(plane: PlaneOf, caller: CallerOf, job_id: UUID, body: Bac
         return Done(backfill_view(row), 201, headers, runs, ring=True)
 
     return await write(plane, effect, key)
+
+
+def _told(found: DryRun) -> dict[str, Any]:
+    exact = found.looked_at >= found.total
+    return {
+        "total": found.total,
+        "looked_at": found.looked_at,
+        "exact": exact,
+        "runs": found.runs,
+        "skipped": {name: found.left_out[name] for name in get_args(LeftOut)},
+        "times": found.times,
+        "more": not exact or found.runs > len(found.times),
+    }
 
 
 def _until(job: Record, now: datetime, wish: Wish) -> datetime:

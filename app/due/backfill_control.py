@@ -4,12 +4,13 @@ Whoever begins one has the row of its job locked. Nothing here commits.
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from app.database import Connection, Database, Record, new_id
@@ -51,24 +52,14 @@ class DryRun:
     times: list[datetime] = field(default_factory=list)
 
 
-def trigger_of(job: Record) -> Trigger:
-    """The trigger of a job; Conflict if it cannot be evaluated."""
-    try:
-        return triggers.load(job["trigger"])
-    except Exception as error:
-        raise Conflict(f"the trigger of the job cannot be evaluated: {error}") from error
-
-
 async def counted(job: Record, now: datetime, wish: Wish) -> int:
-    """How many scheduled times of the job lie in the window. Invalid where that is too many, or in the future."""
+    """How many scheduled times of the job lie in the window. Invalid where that is too many, or in the future;
+    Conflict if its trigger cannot be evaluated."""
     if wish.end > now:
         raise Invalid.field("/to", "must not be in the future: times that have not come are the schedule's")
-    trigger = trigger_of(job)
-    try:
+    with _evaluating():
         # A thread, for an odd trigger takes a second.
-        number, exact = await asyncio.to_thread(triggers.count, trigger, *span(wish.begin, wish.end))
-    except Invalid as error:
-        raise Conflict(f"the trigger of the job cannot be evaluated: {error}") from error
+        number, exact = await asyncio.to_thread(triggers.count, _trigger(job), *span(wish.begin, wish.end))
     if number > MOST_TIMES:
         many = f"{number:,} scheduled times lie in it, and at most {MOST_TIMES:,} can"
     elif not exact:
@@ -81,7 +72,21 @@ async def counted(job: Record, now: datetime, wish: Wish) -> int:
 def undealt(job: Record, wish: Wish) -> bool:
     """Whether the schedule has not dealt with all times of the window: then it is to do so first."""
     _, until = span(wish.begin, wish.end)
-    return triggers.newest(trigger_of(job), job["cursor_time"], until) is not None
+    with _evaluating():
+        return triggers.newest(_trigger(job), job["cursor_time"], until) is not None
+
+
+def _trigger(job: Record) -> Trigger:
+    return triggers.load(job["trigger"])
+
+
+@contextlib.contextmanager
+def _evaluating() -> Iterator[None]:
+    """Whatever a trigger raises, the job is parked, or is about to be."""
+    try:
+        yield
+    except Exception as error:
+        raise Conflict(f"the trigger of the job cannot be evaluated: {error}") from error
 
 
 async def begin(connection: Connection, now: datetime, job: Record, wish: Wish, total: int, author: str) -> Record:
@@ -113,9 +118,11 @@ async def begin(connection: Connection, now: datetime, job: Record, wish: Wish, 
 async def dry_run(database: Database, job: Record, wish: Wish, total: int) -> DryRun:
     """What would run. Bounded work, in short reads: no session is held while times are computed."""
     found = DryRun(total)
-    times = triggers.times(trigger_of(job), *span(wish.begin, wish.end))
+    with _evaluating():
+        times = triggers.times(_trigger(job), *span(wish.begin, wish.end))
     while found.looked_at < MOST_LOOKED:
-        chunk = await asyncio.to_thread(_next, times)
+        with _evaluating():
+            chunk = await asyncio.to_thread(_next, times)
         if not chunk:
             break
         async with database.reading() as connection:
@@ -180,11 +187,3 @@ async def _going_on(connection: Connection, backfill_id: UUID) -> tuple[Record, 
     if account.ended:
         raise Conflict(f"the backfill {backfill_id} has ended: it is {account.state}")
     return row, account
-
-
-def described(found: DryRun) -> dict[str, Any]:
-    """A dry run as the API shows it."""
-    skipped = {name: found.left_out[name] for name in ("has_run", "succeeded", "live")}
-    exact = found.looked_at >= found.total
-    figures = {"total": found.total, "looked_at": found.looked_at, "exact": exact, "runs": found.runs}
-    return {**figures, "skipped": skipped, "times": found.times, "more": found.runs > len(found.times) or not exact}

@@ -1,6 +1,8 @@
 """Which times a backfill runs: tables and properties."""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -27,6 +29,15 @@ STATES = ("PENDING", "STARTED", "PROGRESS", "SUCCESS", "FAILURE", "REVOKED")
 def test_which_times_get_a_run(state: str | None, missing: str | None, failed: str | None, every: str | None) -> None:
     latest = None if state is None else Latest(state)
     assert [left_out(mode, latest) for mode in ("missing", "failed", "all")] == [missing, failed, every]
+
+
+@pytest.mark.parametrize("mode", ["missing", "failed", "all"])
+def test_the_timeline_of_the_document_is_so(mode: Mode) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    (newest,) = re.findall(r"^newest run +(.*)$", text, flags=re.MULTILINE)
+    (told,) = re.findall(rf"^mode {mode} +(.*)$", text, flags=re.MULTILINE)
+    for state, word in zip(newest.split(), told.split(), strict=False):
+        assert (left_out(mode, None if state == "none" else Latest(state)) or "run") == word
 
 
 @pytest.mark.parametrize("mode", ["missing", "failed", "all"])
