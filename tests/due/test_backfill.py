@@ -17,12 +17,14 @@ from app.due.backfill_control import Wish
 from app.due.tick import Tick
 from app.logs.store import Store
 from app.progress import transition
+from app.progress.announce import channel_of, tell
 from app.progress.sweep import Sweeper
 from app.progress.transition import NewRun
 from app.settings import Settings
 from app.states import FAILURE, REVOKED, SUCCESS
 from tests.due.test_tick import add_job
 from tests.due.test_waiting import end
+from workers.protocol import DOORBELL_CHANNEL
 
 EVERY_MINUTE = {"type": "interval", "every_s": 60}
 DEFINITION: dict[str, Any] = {
@@ -323,6 +325,21 @@ async def test_what_somebody_else_holds_is_passed_over_and_looked_at_soon(databa
     await filler.run_once()
     assert len(await runs_of(database, held)) == 1
     assert filler.pause_s == 1
+
+
+async def test_the_end_of_a_run_of_it_wakes_the_schedulers(database: Database, redis: Redis) -> None:
+    """Not that of any other run: there is nothing to be done about it."""
+    job, backfill, begin = await start(database, 2)
+    await Backfiller(database, redis).run_once()
+    (run,) = await runs_of(database, backfill)
+    other = await run_that_names(database, job, begin - timedelta(hours=1), "PENDING")
+    async with redis.pubsub(ignore_subscribe_messages=True) as bell:
+        await bell.subscribe(channel_of(redis, DOORBELL_CHANNEL))
+        await bell.get_message(timeout=1)
+        await tell(redis, await end(database, other))
+        assert await bell.get_message(timeout=0.05) is None
+        await tell(redis, await end(database, run["id"]))
+        assert await bell.get_message(timeout=5) is not None
 
 
 async def test_the_sweep_takes_what_ended_long_ago(database: Database, redis: Redis, settings: Settings) -> None:
