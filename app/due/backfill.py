@@ -17,7 +17,7 @@ import structlog
 from redis.asyncio import Redis
 
 from app import faults
-from app.database import Connection, Database, Record, clock, new_id
+from app.database import AWAY, Connection, Database, Record, clock, new_id
 from app.due import backfill_queries as queries
 from app.due.admit import Firing, admit, others_of
 from app.due.fill import Account, choose, span
@@ -68,6 +68,8 @@ class Backfiller:
         for backfill_id in found:
             try:
                 more |= await self._step(backfill_id)
+            except AWAY:
+                raise  # the others would wait for the database one after the other
             except Exception as error:
                 failure = failure or error
         if failure is not None:
