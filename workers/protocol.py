@@ -6,6 +6,7 @@ in every process. A message carries `PROTOCOL_VERSION`, because a rolling deploy
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -22,7 +23,8 @@ DOORBELL_CHANNEL: Final = f"{PREFIX}doorbell"
 #: Celery's own key and channel for the state of one task.
 RESULT_KEY_PREFIX: Final = "celery-task-meta-"
 
-#: Header of every message of ours: `{"version": 1, "run_id": "...", "attempt": 1}`.
+#: Header of every message of ours: `{"version": 1, "run_id": "...", "attempt": 1}`, of a run that is for a time of its
+#: schedule with `"scheduled_time": "2026-03-01T23:00:00Z"`.
 HEADER: Final = "jobplane"
 #: Member of a STARTED report that says "this attempt holds a lease": `{"token": "...", "lease_s": 30}`.
 LEASE_REPORT: Final = "jobplane_lease"
@@ -91,9 +93,12 @@ def log_key(run_id: UUID | str, attempt: int) -> str:
     return f"{LOG_PREFIX}{run_id}:{attempt}"
 
 
-def header(run_id: UUID, attempt: int) -> dict[str, Any]:
+def header(run_id: UUID, attempt: int, scheduled_time: datetime | None = None) -> dict[str, Any]:
     """The value of `HEADER` in a message that carries this attempt."""
-    return {"version": PROTOCOL_VERSION, "run_id": str(run_id), "attempt": attempt}
+    made: dict[str, Any] = {"version": PROTOCOL_VERSION, "run_id": str(run_id), "attempt": attempt}
+    if scheduled_time is not None:
+        made["scheduled_time"] = scheduled_time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return made
 
 
 def presence_key(nodename: str) -> str:

@@ -1,13 +1,14 @@
 """The base class of every task in a worker of ours: the lease, STARTED, and progress.
 
 Task bodies stay plain functions, `def` or `async def`. What a body may use: `progress`, `track` and `step`, Celery's
-own `self.update_state(...)` and `self.retry(...)`, `self.context` and `self.fence`.
+own `self.update_state(...)` and `self.retry(...)`, `self.context`, `self.scheduled_time` and `self.fence`.
 """
 
 import inspect
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from types import CoroutineType
 from typing import Any, Final
@@ -93,6 +94,14 @@ class Task(CeleryTask):
         """What the worker's context yielded for this call; None without one."""
         call = current_call()
         return None if call is None else call.context
+
+    @property
+    def scheduled_time(self) -> datetime | None:
+        """The time of its schedule that this run is for, before jitter, aware UTC: also where it comes late, and in a
+        backfill. None for a run that was asked for by hand, and outside a worker."""
+        of_plane = getattr(self.request_stack.top, HEADER, None)
+        text = of_plane.get("scheduled_time") if isinstance(of_plane, dict) else None
+        return datetime.fromisoformat(text) if isinstance(text, str) else None
 
     @property
     def fence(self) -> str | None:

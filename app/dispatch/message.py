@@ -80,7 +80,7 @@ def message_of(run: Mapping[str, Any], reply_to: str = "") -> Message:
         body=body.encode(),
         content_type=content_type,
         content_encoding=content_encoding,
-        headers={**task.headers, HEADER: header(task_id.run_id, run["attempt"])},
+        headers={**task.headers, HEADER: header(task_id.run_id, run["attempt"], run["scheduled_time"])},
         reply_to=reply_to,
         priority=run["priority"],
     )

@@ -56,6 +56,7 @@ def message(queue: str, **changes: Any) -> Message:
             "time_limit_s": None,
             "soft_time_limit_s": None,
             "start_deadline_time": None,
+            "scheduled_time": None,
             **changes,
         }
     )

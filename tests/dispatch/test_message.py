@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import celery
 import pytest
@@ -30,6 +31,11 @@ def test_a_message_is_a_task_of_protocol_2_under_the_id_of_its_dispatch() -> Non
     assert made.headers[HEADER] == {"version": 1, "run_id": str(made.run_id), "attempt": 3}
     assert json.loads(made.body)[:2] == [[1, "é"], {"y": 2}]
     assert (made.content_type, made.content_encoding, made.delivery_mode) == ("application/json", "utf-8", 2)
+
+
+def test_a_message_tells_the_time_that_its_run_is_for() -> None:
+    time = datetime(2026, 3, 1, 23, tzinfo=UTC).astimezone(ZoneInfo("Asia/Shanghai"))
+    assert message("q", scheduled_time=time).headers[HEADER]["scheduled_time"] == "2026-03-01T23:00:00Z"
 
 
 def test_a_start_deadline_is_the_expiry_of_what_nobody_has_begun() -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
@@ -37,6 +38,7 @@ class Plane:
         run_id: UUID | None = None,
         attempt: int = 1,
         dispatch: int = 1,
+        scheduled_time: datetime | None = None,
         **options: Any,
     ) -> TaskId:
         """Publish one attempt to a queue that exists or will."""
@@ -48,7 +50,7 @@ class Plane:
                 task_id=str(task_id),
                 queue=queue,
                 declare=[],
-                headers={HEADER: header(task_id.run_id, attempt)},
+                headers={HEADER: header(task_id.run_id, attempt, scheduled_time)},
                 ignore_result=False,
                 retry=False,
                 producer=self.celery.amqp.Producer(channel, auto_declare=False),

@@ -32,6 +32,14 @@ def steps(self: Any, path: str, count: int = 3, pause_s: float = 0.05, state: st
     return count
 
 
+@shared_task(name="sample.when", bind=True)
+def when(self: Any) -> str:
+    """The time that it is for, told by its own retry."""
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    return repr(self.scheduled_time)
+
+
 @shared_task(name="sample.sleep")
 def sleep(path: str, seconds: float) -> str:
     """One blocking call."""

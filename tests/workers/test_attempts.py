@@ -85,6 +85,12 @@ def test_failure_is_reported_and_ends_the_lease(worker: Worker) -> None:
     wait_until(lambda: worker.plane.lease(task_id) == DONE, 5, "the lease is done")
 
 
+@pytest.mark.parametrize("time", [None, datetime(2026, 3, 1, 23, tzinfo=UTC)])
+def test_a_body_knows_the_time_that_it_is_for_also_in_its_own_retry(worker: Worker, time: datetime | None) -> None:
+    task_id = worker.plane.send("sample.when", queue="work", scheduled_time=time)
+    assert worker.plane.wait_for(task_id, "SUCCESS")["result"] == repr(time)
+
+
 def test_second_delivery_stores_nothing(worker: Worker, tmp_path: Path) -> None:
     plane, path = worker.plane, tmp_path / "witness"
     task_id = plane.send("sample.steps", str(path), 6, 0.2, queue="work")
