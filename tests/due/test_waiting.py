@@ -33,8 +33,14 @@ async def add(database: Database, **changes: Any) -> UUID:
 async def fire(database: Database, redis: Redis, job: UUID) -> None:
     """One more of the job's times falls due, whatever the time is, and a tick deals with it."""
     async with database.transaction() as connection:
+        # What was dealt with lies long ago, so that a second may be dealt with twice.
         await connection.execute(
             "UPDATE runs SET scheduled_time = scheduled_time - interval '1000 s' WHERE job_id = $1", job
+        )
+        await connection.execute(
+            "UPDATE skips SET first_time = first_time - interval '1000 s', last_time = last_time - interval '1000 s'"
+            " WHERE job_id = $1",
+            job,
         )
         await connection.execute(
             "UPDATE jobs SET cursor_time = date_trunc('second', clock_timestamp()) - interval '1 s',"
