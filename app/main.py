@@ -34,6 +34,7 @@ from app.api import (
     queues,
     runs,
     schedule,
+    simulations,
     versions,
     why,
 )
@@ -87,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         jobs.router,
         job_actions.router,
         job_actions.previews,
+        simulations.router,
         schedule.router,
         versions.router,
         ledger.router,

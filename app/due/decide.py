@@ -4,6 +4,7 @@ Every nominal time in (old cursor, new cursor] is either in `fire` or counted in
 for any gap: nothing walks from time to time.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -117,6 +118,15 @@ def settle_paused(
     last = newest(trigger, cursor, end)
     skips = () if last is None else (_skip(trigger, reason, None, cursor, last),)
     return Decision((), skips, end, next_due(trigger, job_id, end))
+
+
+def rows_of(decision: Decision, cursor: datetime) -> Iterator[tuple[datetime, SkipRange]]:
+    """The skips of a decision, each with the time before which its row begins: a row of the same cause that ends there
+    goes on. It ended at the `cursor`, unless runs lie between.
+    """
+    for skip in decision.skips:
+        yield max([cursor, *(time for time in decision.fire if time < skip.first)]), skip
+        cursor = skip.last
 
 
 def paused_for(failures: int, run: UUID) -> str:

@@ -24,6 +24,7 @@ from app.due.decide import (
     deadline,
     decide,
     paused_for,
+    rows_of,
     settle,
     settle_paused,
     start_deadline,
@@ -188,14 +189,10 @@ async def _deal(
         firings.append(Firing(job["overlap"], job["max_active"], beside, fired))
         blocker = room(job["overlap"], beside, job["max_active"]).blocker
         names = {"blocker": blocker, "fired": fired[-1].id if fired else None, None: None}
-        cursor = job["cursor_time"]
-        for skip in decision.skips:
-            # A row goes on where the one before ended, unless runs lie between.
-            cursor = max([cursor, *(time for time in decision.fire if time < skip.first)])
-            skips.append(
-                (job["id"], cursor, skip.reason, names[skip.run_of], skip.first, skip.last, skip.count, skip.exact)
-            )
-            cursor = skip.last
+        skips += [
+            (job["id"], before, skip.reason, names[skip.run_of], skip.first, skip.last, skip.count, skip.exact)
+            for before, skip in rows_of(decision, job["cursor_time"])
+        ]
         ticks = _ticks(job) and job["id"] not in failing
         advances.append((job["id"], decision.cursor, decision.next_time if ticks else None, bool(fired)))
     runs = await admit(connection, now, firings)
