@@ -134,14 +134,14 @@ def paused_for(failures: int, run: UUID) -> str:
     return f"its run {run} failed" if failures == 1 else f"{failures} runs in a row failed, the last of them {run}"
 
 
-def start_deadline(scheduled_time: datetime, start_deadline_s: int | None) -> datetime | None:
-    """By when a worker must have started the run of this time; None: no matter when."""
-    return None if start_deadline_s is None else scheduled_time + timedelta(seconds=start_deadline_s)
+def start_deadline(due_time: datetime, start_deadline_s: int | None) -> datetime | None:
+    """By when a worker must have started the run that was due then, jitter included; None: no matter when."""
+    return None if start_deadline_s is None else due_time + timedelta(seconds=start_deadline_s)
 
 
-def deadline(scheduled_time: datetime, deadline_s: int | None) -> datetime | None:
-    """By when the run of this time must have ended; None: no matter when."""
-    return None if deadline_s is None else scheduled_time + timedelta(seconds=deadline_s)
+def deadline(due_time: datetime, deadline_s: int | None) -> datetime | None:
+    """By when the run that was due then, jitter included, must have ended; None: no matter when."""
+    return None if deadline_s is None else due_time + timedelta(seconds=deadline_s)
 
 
 def _newest_due(trigger: Trigger, job_id: UUID, cursor: datetime, now: datetime) -> datetime | None:

@@ -16,7 +16,7 @@ from app.due.decide import Decision, decide, rows_of, settle_paused, start_deadl
 from app.due.overlap import REPLACING, Others, line_up, most_active, room
 from app.due.simulated import Bodies, Pause, Policies, Run, Simulation, Skip
 from app.errors import Invalid
-from app.schedule.triggers import Trigger, count, next_due
+from app.schedule.triggers import Trigger, count, due_time, next_due
 
 #: The looks and runs that one simulation is made of, and the scheduled times in its window.
 MAX_LOOKS: Final = 2_000
@@ -206,7 +206,9 @@ class _Course:
             now,
             length=self.bodies.lengths[(number - 1) % len(self.bodies.lengths)],
             outcome="failure" if number in self.bodies.failing else "success",
-            start_deadline_time=start_deadline(scheduled_time, self.policies.start_deadline_s),
+            start_deadline_time=start_deadline(
+                due_time(self.trigger, self.job_id, scheduled_time), self.policies.start_deadline_s
+            ),
         )
         self.runs.append(run)
         return run

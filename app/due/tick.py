@@ -221,6 +221,8 @@ def _ticks(job: Record) -> bool:
 
 
 def _run(job: Record, scheduled_time: datetime) -> NewRun:
+    # Jitter takes nothing of the time in which a worker is to start the run, or to end it.
+    due_time = triggers.due_time(triggers.load(job["trigger"]), job["id"], scheduled_time)
     return NewRun(
         id=new_id(),
         kind="schedule",
@@ -238,6 +240,6 @@ def _run(job: Record, scheduled_time: datetime) -> NewRun:
         job_version=job["version"],
         job_name=job["name"],
         scheduled_time=scheduled_time,
-        start_deadline_time=start_deadline(scheduled_time, job["start_deadline_s"]),
-        deadline_time=deadline(scheduled_time, job["deadline_s"]),
+        start_deadline_time=start_deadline(due_time, job["start_deadline_s"]),
+        deadline_time=deadline(due_time, job["deadline_s"]),
     )

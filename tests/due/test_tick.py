@@ -15,6 +15,7 @@ from app.due.tick import Tick, settle_job
 from app.loop import Loop
 from app.progress import moves
 from app.progress.transition import apply
+from app.schedule import triggers
 from tests.processes import eventually
 
 EVERY_SECOND = {"type": "interval", "every_s": 1}
@@ -239,6 +240,19 @@ async def test_deadlines_count_from_the_scheduled_time(database: Database, redis
         run = await connection.fetchrow("SELECT * FROM runs")
     assert run["start_deadline_time"] == run["scheduled_time"] + timedelta(seconds=60)
     assert run["deadline_time"] == run["scheduled_time"] + timedelta(seconds=90)
+
+
+async def test_deadlines_leave_jitter_out(database: Database, redis: Redis) -> None:
+    """Else a start deadline shorter than the jitter would be over before the run is made."""
+    trigger = {"type": "interval", "every_s": 3600, "jitter_s": 3600}
+    job, _ = await begin(database, 7300, trigger=trigger, misfire="earliest", start_deadline_s=60, deadline_s=90)
+    await Tick(database, redis, 10).run_once()
+    async with database.reading() as connection:
+        run = await connection.fetchrow("SELECT * FROM runs")
+    due_time = triggers.due_time(triggers.load(trigger), job, run["scheduled_time"])
+    assert due_time > run["scheduled_time"]
+    assert run["start_deadline_time"] == due_time + timedelta(seconds=60)
+    assert run["deadline_time"] == due_time + timedelta(seconds=90)
 
 
 async def test_a_pause_is_accounted_for(database: Database) -> None:

@@ -124,11 +124,12 @@ class JobIn(In):
         DAY_S, description="a scheduled time that is older than this when first looked at is missed"
     )
     start_deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
-        None, description="a run that no worker has started this long after its scheduled time is REVOKED"
+        None, description="a run that no worker has started this long after its scheduled time and jitter is REVOKED"
     )
     deadline_s: Annotated[Count, Field(ge=1, le=366 * DAY_S)] | None = Field(
         None,
-        description="a run that has not ended this long after its scheduled time is FAILURE, all attempts together",
+        description="a run that has not ended this long after its scheduled time and jitter is FAILURE, all attempts "
+        "together",
     )
     max_active: Annotated[Count, Field(ge=1, le=1000)] | None = Field(
         None,
