@@ -1,5 +1,8 @@
 """Simulations over REST: what the example promises, and bodies that are refused with the field at fault."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +17,14 @@ async def test_the_example_of_the_documentation_is_so(client: httpx.AsyncClient)
     answer = await client.post(URL, json=EXAMPLE)
     assert (answer.status_code, answer.json()) == (200, EXAMPLE_OUT)
     SimulationOut.model_validate(answer.json())
+
+
+async def test_the_request_of_the_document_is_answered(client: httpx.AsyncClient) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    (body,) = re.findall(r"triggers/simulate -H .*?-d '(.*?)'", text, flags=re.DOTALL)
+    answer = await client.post(URL, json=json.loads(body))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["scheduled"] == answer.json()["runs"] + answer.json()["skipped"] == 4
 
 
 async def test_a_pause_and_a_run_that_never_began(client: httpx.AsyncClient) -> None:
