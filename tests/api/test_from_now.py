@@ -199,6 +199,19 @@ async def test_pain_18_a_deploy_at_a_due_time_makes_one_run_for_it(rig: Rig) -> 
     assert (after["id"], after["version"]) == (job["id"], 3), "the same job, and the third deploy changed nothing"
 
 
+async def test_pain_21_after_downtime_the_newest_runs_and_the_others_are_told(rig: Rig) -> None:
+    job = await rig.make(trigger=HOURLY)
+    then = await rig.go_back(job, 5)
+    async with rig.database.transaction() as connection:  # nobody looked since
+        await connection.execute("UPDATE jobs SET next_run_time = $2 WHERE id = $1", job["id"], then)
+    (run,) = await rig.runs(job)
+    assert instant(run["scheduled_time"]) == then + timedelta(hours=5)
+    (skip,) = [item for item in (await rig.ledger(job, then))["items"] if item["outcome"] == "skip"]
+    assert (skip["reason"], skip["count"], skip["run_id"]) == ("coalesced", 4, run["id"])
+    told = await rig.call("GET", f"/runs/{run['id']}/why")
+    assert told["items"], "why it has not begun"
+
+
 async def test_a_planned_change_leaves_no_trace(rig: Rig) -> None:
     job = await rig.make(trigger=HOURLY)
     await rig.go_back(job, 1)

@@ -78,6 +78,7 @@ async def test_a_trigger_says_what_is_in_its_way(client: httpx.AsyncClient, queu
 async def test_a_run_that_waits_is_cancelled_at_once_and_its_next_moves_up(
     client: httpx.AsyncClient, queue: str
 ) -> None:
+    """Pain 19: a place in line does not leak."""
     job = await make(client)
     a, b, c = [await trigger(client, job, overlap="buffer_all") for _ in range(3)]
     answer = await client.post(f"/api/v1/runs/{b['id']}/cancel")
@@ -85,6 +86,28 @@ async def test_a_run_that_waits_is_cancelled_at_once_and_its_next_moves_up(
     assert (await run_of(client, c["id"]))["waits_for"] == a["id"]
     await client.post(f"/api/v1/runs/{a['id']}/cancel")
     assert (await run_of(client, c["id"]))["waits_for"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "", {"overlap": "allow", "max_active": 5}),
+        ("PATCH", "", {"enabled": False}),
+        ("POST", "/pause", {"reason": "x"}),
+        ("DELETE", "", None),
+    ],
+)
+async def test_runs_that_wait_go_by_the_rule_of_when_they_were_made(
+    client: httpx.AsyncClient, queue: str, database: Database, method: str, path: str, body: Any
+) -> None:
+    job = await make(client)
+    first, second = [await trigger(client, job, overlap="buffer_all") for _ in range(2)]
+    answer = await client.request(method, f"{JOBS}/{job['id']}{path}", json=body)
+    assert answer.is_success, answer.text
+    assert (await run_of(client, second["id"]))["waits_for"] == first["id"]
+    await end(database, first["id"], SUCCESS)
+    run = await run_of(client, second["id"])
+    assert (run["state"], run["waits_for"]) == ("PENDING", None)
 
 
 async def test_max_active_holds_for_triggers_and_retries(

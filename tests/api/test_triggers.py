@@ -1,5 +1,6 @@
 """Triggers over REST: stored and shown as written, tried before they are saved, and refused with the place at fault."""
 
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -57,6 +58,19 @@ async def test_a_trigger_that_is_over_is_told_at_save_and_shown(client: httpx.As
         JobOut.model_validate(job)
     off = (await client.post("/api/v1/jobs", json=a_job(trigger=over[0], enabled=False))).json()
     assert (off["finished"], off["schedule"]) == (False, "Once, at 2020-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("day", "name"), [("0", "Sunday"), ("1", "Monday"), ("5", "Friday"), ("7", "Sunday"), ("MON", "Monday")]
+)
+async def test_pain_10_days_of_the_week_are_those_of_cron(
+    client: httpx.AsyncClient, queue: str, day: str, name: str
+) -> None:
+    trigger = {"type": "cron", "expression": f"0 9 * * {day}", "timezone": "Europe/Paris"}
+    job = (await client.post("/api/v1/jobs", json=a_job(trigger=trigger))).json()
+    assert name in job["schedule"]
+    times = (await client.get(f"/api/v1/jobs/{job['id']}/next", params={"count": 5})).json()["times"]
+    assert {datetime.fromisoformat(time["local"]).strftime("%A %H:%M") for time in times} == {f"{name} 09:00"}
 
 
 async def test_a_trigger_is_tried_with_notes(client: httpx.AsyncClient) -> None:

@@ -225,6 +225,7 @@ async def test_a_broker_that_is_away(
 
 
 async def test_the_way_of_a_job(client: httpx.AsyncClient, queue: str, world: World, database: Database) -> None:
+    """Pains 21 and 37: why there was no run is a sentence, and names the times."""
     await open_queue(database)
     job = (await client.post(JOBS, json=a_job())).json()
     (item,) = await why_job(client, job)

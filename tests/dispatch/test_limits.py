@@ -99,6 +99,7 @@ async def test_many_schedulers_together_keep_the_limit(redis_rig: Rig) -> None:
     ids=["success", "failure", "cancel", "reaped", "backoff", "not registered"],
 )
 async def test_every_way_out_gives_the_place_back(redis_rig: Rig, make: Any) -> None:
+    """Pain 19: places do not leak."""
     await redis_rig.ready_queue("q", max_active=1)
     first, second = await redis_rig.runs("q", 2)
     outbox = redis_rig.outbox()
@@ -111,6 +112,7 @@ async def test_every_way_out_gives_the_place_back(redis_rig: Rig, make: Any) -> 
 
 
 async def test_a_run_that_is_gone_takes_its_place_with_it(redis_rig: Rig) -> None:
+    """Pain 19: deleted, too."""
     await redis_rig.ready_queue("q", max_active=1)
     first, _ = await redis_rig.runs("q", 2)
     await drain(redis_rig.outbox())

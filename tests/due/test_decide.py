@@ -205,6 +205,7 @@ def test_an_ended_trigger_has_no_next_time() -> None:
 
 @pytest.mark.parametrize("expression", ["* * * * * *", "0 0 29 2 *", "*/7 1-5 * * MON#2"])
 def test_a_long_absence_is_counted_exactly_and_at_once(expression: str) -> None:
+    """Pain 36."""
     trigger = parse({"type": "cron", "expression": expression, "timezone": "Europe/Paris"})
     cursor, now = datetime(1996, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
     for decision in (

@@ -70,6 +70,7 @@ async def begin(database: Database, ago_s: int = 10, **changes: Any) -> tuple[UU
 
 
 async def test_latest_fires_and_the_rest_is_coalesced_into_it(database: Database, redis: Redis) -> None:
+    """Pain 11: what is late runs, or is told."""
     job, cursor = await begin(database)
     await Tick(database, redis, 100).run_once()
     async with database.reading() as connection:
@@ -121,6 +122,7 @@ async def test_a_job_whose_trigger_raises_is_parked_and_the_others_fire(database
 
 
 async def test_many_schedulers_fire_each_time_once(database: Database, redis: Redis) -> None:
+    """Pain 23."""
     async with database.transaction() as connection:
         cursor = (await clock(connection)).replace(microsecond=0) - timedelta(seconds=3)
         jobs = [await add_job(connection, cursor) for _ in range(60)]

@@ -245,7 +245,7 @@ async def test_lines_are_told_page_by_page(database: Database, redis: Redis) -> 
 async def test_never_more_at_work_than_may_be_and_nobody_is_forgotten(
     database: Database, redis: Redis, settings: Settings, overlap: Overlap, max_active: int | None
 ) -> None:
-    """Fired, triggered and ended from all sides at once."""
+    """Fired, triggered and ended from all sides at once. Pain 23."""
     job = await add(database, overlap=overlap, max_active=max_active)
     most = max_active or 1
     done: list[UUID] = []

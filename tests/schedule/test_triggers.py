@@ -86,6 +86,7 @@ CLOCK_CHANGES = [
 
 @pytest.mark.parametrize(("zone", "expression", "day", "expected"), CLOCK_CHANGES)
 def test_clock_changes(zone: str, expression: str, day: str, expected: list[str]) -> None:
+    """Pains 7 and 8."""
     trigger = cron(expression, zone)
     after, until = local_day(zone, day)
     found = list(times(trigger, after, until))
@@ -159,6 +160,7 @@ def test_note(zone: str, expression: str, time: str, told: str | None) -> None:
     ],
 )
 def test_expressions(expression: str, after: str, expected: str) -> None:
+    """Pain 10: 0 and 7 are Sunday, so that 1 is Monday."""
     assert next_after(cron(expression), at(after)) == at(expected)
 
 
