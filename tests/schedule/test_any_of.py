@@ -97,6 +97,10 @@ def test_work_is_bounded() -> None:
     assert count(several, at("2026-01-01"), at("2027-01-01")) == (20_000, False)
     assert newest(several, at("2026-01-01"), at("2027-01-01")) == at("2027-01-01")
     assert next_after(any_of(ONCE, exclude=["2026-12-24"]), at("2026-11-22")) is None
+    hours = any_of(
+        SECONDS, exclude=[{"type": "cron", "expression": rule} for rule in ("1-59 * * * * *", "* 1-59 * * * *")]
+    )
+    assert count(hours, at("2026-01-01"), at("2027-01-01")) == (5, False), "what is excluded is walked through, too"
 
 
 @pytest.mark.parametrize(

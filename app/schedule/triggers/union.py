@@ -19,7 +19,7 @@ Ask = Callable[[Trigger, int], int | None]
 MAX_EXCLUDED: Final = 10_000
 #: Fewer are enough, from 500 on, if they take up more than two years.
 MAX_SPAN: Final = 2 * 366 * DAY
-#: Times that `count` walks through where arithmetic cannot know which of them fall together.
+#: Times, excluded ones too, that `count` walks through where arithmetic cannot know which of them fall together.
 MAX_WALKED: Final = 20_000
 
 _EPOCH: Final = date(1970, 1, 1)
@@ -30,6 +30,11 @@ def walk(trigger: AnyOfTrigger, after: int, following: Ask) -> Iterator[int]:
 
     Raises Invalid if the members fire, and triggers exclude `MAX_EXCLUDED` times in a row.
     """
+    return (time for time, kept in _steps(trigger, after, following) if kept)
+
+
+def _steps(trigger: AnyOfTrigger, after: int, following: Ask) -> Iterator[tuple[int, bool]]:
+    """As `walk`, with the times that triggers exclude; whether one is kept."""
     days, others = _exclusions(trigger)
     heads = [following(member, after) for member in trigger.of]
     excluded = _Excluded()
@@ -42,9 +47,10 @@ def walk(trigger: AnyOfTrigger, after: int, following: Ask) -> Iterator[int]:
             passed = here[1] - 1
         elif any(following(other, time - 1) == time for other in others):
             excluded.one_more(time)
+            yield time, False
             passed = time
         else:
-            yield time
+            yield time, True
             passed, excluded = time, _Excluded()
         heads = [
             following(member, passed) if head is not None and head <= passed else head
@@ -90,12 +96,12 @@ def count(
                 number, exact = number - fewer, exact and known
         return (number, True) if exact else (max(number, 0), False)
     number = 0
-    for time in walk(trigger, after, following):
+    for walked, (time, kept) in enumerate(_steps(trigger, after, following)):
         if time > until:
             break
-        if number == MAX_WALKED:
+        if walked == MAX_WALKED:
             return number, False
-        number += 1
+        number += kept
     return number, True
 
 
