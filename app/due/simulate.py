@@ -19,8 +19,8 @@ from app.errors import Invalid
 from app.schedule.triggers import Trigger, count, due_time, next_due
 
 #: The looks and runs that one simulation is made of, and the scheduled times in its window.
-MAX_LOOKS: Final = 2_000
-MAX_RUNS: Final = 2_000
+MAX_LOOKS: Final = 1_500
+MAX_RUNS: Final = 1_500
 MAX_TIMES: Final = 50_000
 _NO_JOB: Final = UUID(int=0)
 _INSTANT: Final = timedelta(microseconds=1)
@@ -44,7 +44,9 @@ def simulate(
     before = (begin - _INSTANT).replace(microsecond=0)  # scheduled times are whole seconds
     last = end - _INSTANT
     scheduled, exact = count(trigger, before, last)
-    if not exact or scheduled > MAX_TIMES:
+    if not exact:
+        raise Invalid.field("/to", "more times lie in this window than are counted; make it shorter")
+    if scheduled > MAX_TIMES:
         raise Invalid.field("/to", f"more than {MAX_TIMES:,} times lie in this window; make it shorter")
     away = _merged(outages)
     returns = [over for _, over in away if over > begin]
@@ -160,7 +162,7 @@ class _Course:
         self.returns = [time for time in self.returns if time > now]
         says = self.policies
         active, waiting = ([run for run in self.live if run.waiting is waits] for waits in (False, True))
-        others = Others([UUID(int=run.number) for run in active], [UUID(int=run.number) for run in waiting])
+        others = Others([run.id for run in active], [run.id for run in waiting])
         decision = decide(
             self.trigger,
             job_id=self.job_id,
@@ -179,7 +181,7 @@ class _Course:
                 run.finish(now, "replaced", new[-1].number)
             self.live = active
             others = Others(others.active)
-        places = line_up([UUID(int=run.number) for run in new], says.overlap, others, says.max_active)
+        places = line_up([run.id for run in new], says.overlap, others, says.max_active)
         for run, place in zip(new, places, strict=True):
             if place is None:
                 run.begin(now)

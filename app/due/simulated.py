@@ -1,9 +1,10 @@
 """What a simulation is given and what it tells (`app.due.simulate`). Pure."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
+from uuid import UUID
 
 from app.due.decide import Misfire, SkipReason
 from app.due.overlap import Overlap
@@ -55,6 +56,11 @@ class Run:
     begin_time: datetime | None = None
     end_time: datetime | None = None
     by: int | None = None
+    #: The number, as the functions of the tick want it.
+    id: UUID = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = UUID(int=self.number)
 
     @property
     def waiting(self) -> bool:
