@@ -98,10 +98,12 @@ def count(
     number = 0
     for walked, (time, kept) in enumerate(_steps(trigger, after, following)):
         if time > until:
-            break
-        if walked == MAX_WALKED:
+            if kept:
+                break
+        elif walked == MAX_WALKED:
             return number, False
-        number += kept
+        else:
+            number += kept
     return number, True
 
 
