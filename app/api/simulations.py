@@ -14,10 +14,12 @@ from app.api.writes import json_response
 from app.due.simulate import simulate
 from app.due.simulated import Bodies, Pause, Policies, Run, Simulation, Skip
 from app.errors import Invalid
+from app.schedule import triggers
 
 router = APIRouter(prefix="/triggers", tags=["triggers"], route_class=JsonRoute)
 
 _MAX_WINDOW: Final = timedelta(days=366)
+_MAX_STEPS: Final = 500_000
 
 
 @router.post("/simulate", response_model=SimulationOut, responses=writing())
@@ -40,16 +42,17 @@ async def simulate_trigger(body: SimulationIn) -> Response:
         frozenset(body.failing),
         None if body.cancel_s is None else timedelta(seconds=body.cancel_s),
     )
-    # Up to a second of arithmetic; other requests are answered meanwhile.
-    found = await asyncio.to_thread(
-        simulate,
-        body.trigger,
-        Policies(**{field.name: getattr(body, field.name) for field in fields(Policies)}),
-        bodies,
-        begin=body.begin,
-        end=body.end,
-        outages=[(outage.begin, outage.end) for outage in body.outages],
-    )
+    # Some seconds of arithmetic at most; other requests are answered meanwhile.
+    with triggers.bounded(_MAX_STEPS):
+        found = await asyncio.to_thread(
+            simulate,
+            body.trigger,
+            Policies(**{field.name: getattr(body, field.name) for field in fields(Policies)}),
+            bodies,
+            begin=body.begin,
+            end=body.end,
+            outages=[(outage.begin, outage.end) for outage in body.outages],
+        )
     return json_response({"from": body.begin, "to": body.end, **_shown(found)})
 
 

@@ -20,7 +20,7 @@ from app import faults
 from app.database import AWAY, Connection, Database, Record, clock, new_id
 from app.due import backfill_queries as queries
 from app.due.admit import Firing, admit, others_of
-from app.due.fill import Account, choose, span
+from app.due.fill import MOST_STEPS, Account, choose, span
 from app.due.overlap import Others, room
 from app.progress import transition
 from app.progress.announce import announce
@@ -175,7 +175,8 @@ async def _room(connection: Connection, row: Record, live: int) -> tuple[Others,
 
 def _times(trigger: dict[str, Any], after: datetime, until: datetime, most: int) -> list[datetime]:
     """The next times of a window: computed in a thread, for an odd trigger may take long."""
-    return list(islice(triggers.times(triggers.load(trigger), after, until), most))
+    with triggers.bounded(MOST_STEPS):
+        return list(islice(triggers.times(triggers.load(trigger), after, until), most))
 
 
 def _run(row: Record, scheduled_time: datetime, now: datetime) -> NewRun:

@@ -16,7 +16,7 @@ from uuid import UUID
 from app.database import Connection, Database, Record, new_id
 from app.due import backfill_queries as queries
 from app.due.backfill_queries import NewBackfill
-from app.due.fill import Account, LeftOut, Mode, Overlap, choose, span
+from app.due.fill import MOST_STEPS, Account, LeftOut, Mode, Overlap, choose, span
 from app.errors import BackfillActive, Conflict, Invalid, NotFound
 from app.progress import cancelling, transition
 from app.schedule import triggers
@@ -136,7 +136,8 @@ async def dry_run(database: Database, job: Record, wish: Wish, total: int) -> Dr
 
 
 def _next(times: Iterator[datetime]) -> list[datetime]:
-    return list(islice(times, _CHUNK))
+    with triggers.bounded(MOST_STEPS):
+        return list(islice(times, _CHUNK))
 
 
 async def pause(connection: Connection, now: datetime, backfill_id: UUID, reason: str | None) -> Record:

@@ -16,6 +16,9 @@ State = Literal["ACTIVE", "PAUSED", "DONE", "CANCELLED"]
 #: Why a time gets no run: it has one, the newest of it succeeded, the newest of it has not ended.
 LeftOut = Literal["has_run", "succeeded", "live"]
 
+#: Steps through several triggers that a lot of times is worth; it is computed in a thread.
+MOST_STEPS: Final = 500_000
+
 ENDED: Final = frozenset({"DONE", "CANCELLED"})
 _MICROSECOND: Final = timedelta(microseconds=1)
 

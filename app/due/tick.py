@@ -179,7 +179,8 @@ async def _deal(
         dealt += 1
         beside = others.get(job["id"], Others())
         try:
-            decision = (_pause if job["id"] in failing else judge)(job, now, beside)
+            with triggers.bounded():
+                decision = (_pause if job["id"] in failing else judge)(job, now, beside)
         except Exception as error:
             log.exception("job_parked", job_id=str(job["id"]))
             problems.append((job["id"], f"the trigger cannot be evaluated: {error}"))

@@ -160,7 +160,10 @@ async def found(connection: Connection, job_id: UUID) -> Record:
 
 
 def _next(definition: Definition, job_id: UUID, cursor: datetime) -> datetime | None:
-    return triggers.next_due(triggers.load(definition.trigger), job_id, cursor) if definition.enabled else None
+    if not definition.enabled:
+        return None
+    with triggers.bounded():
+        return triggers.next_due(triggers.load(definition.trigger), job_id, cursor)
 
 
 def _taken(definition: Definition, error: Exception) -> Exception:

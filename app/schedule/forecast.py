@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from app.errors import Invalid
 from app.schedule import triggers
-from app.schedule.triggers import SECOND
+from app.schedule.triggers import SECOND, Trigger
 
 #: Longest window, and the jobs and times that one answer is made of.
 MAX_WINDOW: Final = timedelta(days=1)
@@ -41,7 +41,8 @@ def forecast(jobs: Sequence[Mapping[str, Any]], begin: datetime, end: datetime) 
         try:
             trigger = triggers.load(job["trigger"])
             after = max(job["cursor_time"], begin - SECOND - timedelta(seconds=trigger.jitter_s))
-            expected += triggers.count(trigger, after, until)[0] if after < until else 0
+            with triggers.bounded():
+                expected += triggers.count(trigger, after, until)[0] if after < until else 0
         except (Invalid, ValueError):
             continue  # it cannot be evaluated, as the tick will say of the job
         if expected > MAX_TIMES:
@@ -52,11 +53,20 @@ def forecast(jobs: Sequence[Mapping[str, Any]], begin: datetime, end: datetime) 
         spans.append((job, trigger, after, until))
     found = []
     for job, trigger, after, until in spans:
-        for time in triggers.times(trigger, after, until):
+        for time in _times(trigger, after, until):
             fire_time = triggers.due_time(trigger, job["id"], time)
             if begin <= fire_time < end:
                 found.append(Firing(fire_time, time, job))
     return sorted(found, key=lambda one: (one.fire_time, one.job["id"]))
+
+
+def _times(trigger: Trigger, after: datetime, until: datetime) -> list[datetime]:
+    """The times of one job; none of one that the tick will find too much work as well."""
+    try:
+        with triggers.bounded():
+            return list(triggers.times(trigger, after, until))
+    except Invalid:
+        return []
 
 
 def per_minute(firings: Sequence[Firing]) -> list[dict[str, Any]]:

@@ -10,12 +10,14 @@ from app.schedule.triggers import Trigger
 
 def preview(trigger: Trigger, count: int, after: datetime) -> dict[str, Any]:
     """The trigger in words and its first `count` times after an instant: nominal, local, and what a change of the
-    clock does to them."""
+    clock does to them. Invalid if finding them takes too long."""
     latest = datetime.max.replace(tzinfo=after.tzinfo)
+    with triggers.bounded():
+        found = list(islice(triggers.times(trigger, after, latest), count))
     return {
         "description": triggers.describe(trigger),
         "times": [
             {"time": time, "local": triggers.local(trigger, time).isoformat(), "note": triggers.note(trigger, time)}
-            for time in islice(triggers.times(trigger, after, latest), count)
+            for time in found
         ],
     }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.errors import Invalid
-from app.schedule.triggers import SECOND, count, local, newest, next_after, note, parse, times
+from app.schedule.triggers import SECOND, bounded, count, local, newest, next_after, note, parse, times
 
 HOURLY = {"type": "cron", "expression": "@hourly"}
 SECONDS = {"type": "interval", "every_s": 1}
@@ -101,6 +101,21 @@ def test_work_is_bounded() -> None:
         SECONDS, exclude=[{"type": "cron", "expression": rule} for rule in ("1-59 * * * * *", "* 1-59 * * * *")]
     )
     assert count(hours, at("2026-01-01"), at("2027-01-01")) == (5, False), "what is excluded is walked through, too"
+
+
+MINUTES = {"type": "any_of", "of": [SECONDS], "exclude": [{"type": "cron", "expression": "1-59 * * * * *"}]}
+HARD = any_of(MINUTES, exclude=[{"type": "cron", "expression": "* 1-59 * * * *"}])
+
+
+def test_an_answer_is_bounded_as_a_whole_members_within_members_too() -> None:
+    hours = [at(f"2026-01-01 {hour:02}:00:00") for hour in range(4)]
+    assert list(times(HARD, hours[0], hours[-1])) == hours[1:], "each alone is within its own bound"
+    with bounded(), pytest.raises(Invalid, match="takes too long") as caught:
+        list(times(HARD, at("2026-01-01"), at("2027-01-01")))
+    assert caught.value.errors[0].pointer == "/trigger/exclude"
+    with bounded(10), pytest.raises(Invalid):
+        newest(HARD, hours[0], hours[1])
+    assert next_after(HARD, hours[0]) == hours[1], "outside there is no such bound"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from app.schedule.triggers.times import (
     note,
     times,
 )
+from app.schedule.triggers.union import bounded
 from app.schedule.triggers.zones import TZDATA_VERSION
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "RruleTrigger",
     "SolarTrigger",
     "Trigger",
+    "bounded",
     "count",
     "describe",
     "due_time",

@@ -5,6 +5,8 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import date
 from functools import lru_cache
 from typing import Final
@@ -22,7 +24,32 @@ MAX_SPAN: Final = 2 * 366 * DAY
 #: Times, excluded ones too, that `count` walks through where arithmetic cannot know which of them fall together.
 MAX_WALKED: Final = 20_000
 
+#: Steps, those of members within members too, that one answer is worth; a second or so.
+MAX_STEPS: Final = 50_000
+
 _EPOCH: Final = date(1970, 1, 1)
+#: The steps that are left of `bounded`; it is one list for everybody inside.
+_left: ContextVar[list[int] | None] = ContextVar("steps left", default=None)
+
+
+@contextmanager
+def bounded(steps: int = MAX_STEPS) -> Iterator[None]:
+    """Inside, all any_of together take at most so many steps; then Invalid. Each alone is bounded by `MAX_EXCLUDED`,
+    but an answer may ask many times, and members may be any_of themselves."""
+    token = _left.set([steps])
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def _step() -> None:
+    left = _left.get()
+    if left is None:
+        return
+    left[0] -= 1
+    if left[0] < 0:
+        raise Invalid.field("/trigger/exclude", "takes away so much that finding what is left takes too long")
 
 
 def walk(trigger: AnyOfTrigger, after: int, following: Ask) -> Iterator[int]:
@@ -39,6 +66,7 @@ def _steps(trigger: AnyOfTrigger, after: int, following: Ask) -> Iterator[tuple[
     heads = [following(member, after) for member in trigger.of]
     excluded = _Excluded()
     while True:
+        _step()
         time = min((head for head in heads if head is not None), default=None)
         if time is None:
             return
@@ -63,6 +91,7 @@ def newest(trigger: AnyOfTrigger, until: int, following: Ask, preceding: Ask) ->
     days, others = _exclusions(trigger)
     excluded = _Excluded()
     while True:
+        _step()
         time = max((found for member in trigger.of if (found := preceding(member, until)) is not None), default=None)
         if time is None:
             return None
