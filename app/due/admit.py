@@ -1,7 +1,8 @@
 """Makes runs of jobs beside others that have not ended: at once, behind them, or in their place.
 
 Whoever makes a run has the row of its job locked, so that nobody else makes one meanwhile; the active runs are locked
-too, so that none of them ends before the new run that waits for it can be seen.
+too, so that none of them ends before the new run that waits for it can be seen, and under a policy that replaces what
+waits also that, so that none of it is let go before it is replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ async def others_of(connection: Connection, jobs: Sequence[Mapping[str, Any]]) -
         oldest = await queries.oldest_live_runs(connection, skipping)
         found = {job: Others((run,)) for job, run in oldest.items()}
     if ordering:
-        found |= await _locked(connection, ordering)
+        replacing = [job["id"] for job in jobs if job["overlap"] in REPLACING]
+        found |= await _locked(connection, ordering, replacing)
     return found
 
 
@@ -51,11 +53,11 @@ def _minds_others(job: Mapping[str, Any]) -> bool:
     return job["overlap"] in REPLACING or most_active(job["overlap"], job["max_active"]) is not None
 
 
-async def _locked(connection: Connection, jobs: Sequence[UUID]) -> dict[UUID, Others]:
+async def _locked(connection: Connection, jobs: Sequence[UUID], replacing: Sequence[UUID]) -> dict[UUID, Others]:
     """What is read here stays so until the transaction ends: a run may have been let go between lock and look."""
     held: set[UUID] = set()
     while True:
-        held |= await queries.lock_active_runs(connection, jobs)
+        held |= await queries.lock_live_runs(connection, jobs, replacing)
         rows = await queries.live_runs(connection, jobs)
         found = {row["job_id"]: Others(tuple(row["active"]), tuple(row["waiting"])) for row in rows}
         if held.issuperset(run for others in found.values() for run in others.active):

@@ -50,14 +50,18 @@ async def oldest_live_runs(connection: Connection, job_ids: Sequence[UUID]) -> d
     return {row["job_id"]: row["id"] for row in rows}
 
 
-async def lock_active_runs(connection: Connection, job_ids: Sequence[UUID]) -> set[UUID]:
-    """The runs of these jobs that have not ended and wait for none, locked in the order of ids."""
+async def lock_live_runs(connection: Connection, job_ids: Sequence[UUID], line_too: Sequence[UUID]) -> set[UUID]:
+    """The runs of these jobs that have not ended and wait for none, and those that wait of the jobs in `line_too`:
+    locked, all of them in the order of ids.
+    """
     rows = await connection.fetch(
         """
-        SELECT id FROM runs WHERE job_id = ANY($1) AND end_time IS NULL AND waits_for IS NULL AND NOT apart
+        SELECT id FROM runs
+        WHERE job_id = ANY($1) AND end_time IS NULL AND (waits_for IS NULL OR job_id = ANY($2)) AND NOT apart
         ORDER BY id FOR NO KEY UPDATE
         """,
         job_ids,
+        line_too,
     )
     return {row["id"] for row in rows}
 

@@ -2,6 +2,7 @@
 where one may be."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.database import Connection, Database, Record, clock, new_id
+from app.due import queries
 from app.due.admit import admit_one
 from app.due.overlap import Overlap
 from app.due.tick import Tick
@@ -228,6 +230,62 @@ async def test_what_was_passed_over_is_let_go_by_the_reaper(
     assert (await runs_of(database, job))[1]["waits_for"] == first["id"]
     await Reaper(database, redis, settings, None).run_once()
     assert (await runs_of(database, job))[1]["waits_for"] is None
+
+
+async def test_a_run_that_is_to_be_replaced_is_not_let_go_meanwhile(
+    database: Database, redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await add(database, overlap="cancel_other")
+    await fire(database, redis, job)
+    (first,) = await runs_of(database, job)
+    async with database.transaction() as connection:  # its message is out
+        await connection.execute(
+            "UPDATE runs SET dispatches = 1, dispatch_time = now(), version = 2 WHERE id = $1", first["id"]
+        )
+    await fire(database, redis, job)
+    _, second = await runs_of(database, job)
+    async with database.transaction() as busy:  # passed over when the first ends
+        await busy.execute("SELECT FROM runs WHERE id = $1 FOR NO KEY UPDATE", second["id"])
+        await end(database, first["id"], state=REVOKED)
+    look = queries.live_runs
+
+    async def look_and_dawdle(connection: Connection, jobs: Sequence[UUID]) -> list[Record]:
+        rows = await look(connection, jobs)
+        await Reaper(database, redis, settings, None).run_once()
+        return rows
+
+    monkeypatch.setattr(queries, "live_runs", look_and_dawdle)
+    await fire(database, redis, job)
+    _, second, third = await runs_of(database, job)
+    assert (second["state"], second["reason"]) == (REVOKED, f"replaced by run {third['id']}")
+    async with database.reading() as connection:
+        assert await _active(connection, job) == [third["id"]]
+
+
+async def test_who_replaces_and_who_ends_what_waits_do_not_wait_for_each_other(
+    database: Database, redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reaper comes for a run that waits, and behind it for an active one that is younger."""
+    job = await add(database, overlap="cancel_other")
+    await trigger(database, job, "allow")
+    late = [await trigger(database, job, "buffer_all"), await trigger(database, job, "allow")]
+    async with database.transaction() as connection:
+        await connection.execute(
+            "UPDATE runs SET start_deadline_time = now() - interval '1 s' WHERE id = ANY($1)",
+            [run["id"] for run in late],
+        )
+    look, reaping = queries.live_runs, []
+
+    async def look_and_dawdle(connection: Connection, jobs: Sequence[UUID]) -> list[Record]:
+        rows = await look(connection, jobs)
+        reaping.append(asyncio.create_task(Reaper(database, redis, settings, None).run_once()))
+        await asyncio.sleep(0.3)
+        return rows
+
+    monkeypatch.setattr(queries, "live_runs", look_and_dawdle)
+    await fire(database, redis, job)
+    await asyncio.gather(*reaping)
+    assert [run["state"] for run in await runs_of(database, job)] == [REVOKED, REVOKED, REVOKED, "PENDING"]
 
 
 async def test_lines_are_told_page_by_page(database: Database, redis: Redis) -> None:
