@@ -66,6 +66,46 @@ async def test_a_retry_policy_of_before_gets_what_it_left_out(empty_database_url
         await connection.close()
 
 
+async def test_runs_of_a_backfill_and_those_that_wait_go_down_and_up_again(empty_database_url: str) -> None:
+    url = empty_database_url
+    in_thread(lambda: upgrade(url))
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    job, backfill, *runs = (f"019a8b7e-6c5d-7a10-8f3e-5b6d1c2e4f7{n}" for n in range(5))
+    try:
+        await connection.execute(
+            f"""
+            INSERT INTO queues (name, namespace, exchange, routing_key, author) VALUES ('q', 'n', 'q', 'q', 'a');
+            INSERT INTO jobs (id, namespace, name, task, queue, trigger, retry, cursor_time, author, overlap, max_active)
+            VALUES ('{job}', 'n', 'j', 't', 'q', '{{}}', '{{}}', '2026-01-01', 'a', 'buffer_all', 1);
+            INSERT INTO job_versions (job_id, version, definition, author)
+            VALUES ('{job}', 1, '{{"overlap": "buffer_all", "max_active": 1}}', 'a');
+            INSERT INTO backfills (id, job_id, job_version, from_time, to_time, mode, overlap, max_active, cursor_time,
+                total, author)
+            VALUES ('{backfill}', '{job}', 1, '2026-01-01', '2026-01-02', 'all', 'allow', 1, '2026-01-01', 2, 'a');
+            INSERT INTO runs (id, kind, namespace, task, queue, retry, author, job_id, job_version, state, scheduled_time,
+                backfill_id, end_time, waits_for, most_active, reason)
+            VALUES ('{runs[0]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'SUCCESS', '2026-01-01',
+                    '{backfill}', now(), NULL, NULL, NULL),
+                ('{runs[1]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'PENDING', '2026-01-01',
+                    '{backfill}', NULL, NULL, NULL, NULL),
+                ('{runs[2]}', 'manual', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'PENDING', NULL,
+                    NULL, NULL, '{runs[1]}', 1, 'waits for run');
+            """
+        )
+        in_thread(lambda: downgrade(url, "0004"))
+        rows = await connection.fetch("SELECT kind, state, reason FROM runs ORDER BY id")
+        assert [tuple(row) for row in rows] == [
+            ("manual", "SUCCESS", None),
+            ("manual", "PENDING", None),
+            ("manual", "PENDING", None),
+        ]
+        in_thread(lambda: upgrade(url))
+        definition = await connection.fetchval("SELECT definition::text FROM job_versions")
+        assert json.loads(definition) == {"overlap": "skip", "max_active": None, "pause_after_failures": None}
+    finally:
+        await connection.close()
+
+
 async def test_the_models_are_what_the_migrations_make(database_url: str) -> None:
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), SQLModel.metadata))

@@ -140,8 +140,11 @@ def downgrade() -> None:
     op.create_index("runs_outbox_idx", "runs", _OUTBOX, postgresql_where=sa.text(_UNSENT))
     for name in ("runs_named_time_key", "runs_backfill_idx", "runs_failed_jobs_idx", "runs_waiting_idx"):
         op.drop_index(name, "runs")
+    op.execute("UPDATE runs SET reason = NULL WHERE waits_for IS NOT NULL")
     for name in ("most_active", "waits_for", "apart", "backfill_id"):
         op.drop_column("runs", name)
+    # Of no backfill any more: the way up again would refuse them.
+    op.execute("UPDATE runs SET kind = 'manual' WHERE kind = 'backfill'")
     op.drop_table("backfills")
     op.execute("UPDATE job_versions SET definition = definition - 'max_active' - 'pause_after_failures'")
     op.execute("UPDATE jobs SET overlap = 'skip' WHERE overlap NOT IN ('skip', 'allow')")
