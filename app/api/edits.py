@@ -15,6 +15,7 @@ from app.api.problems import field_errors
 from app.api.schemas.jobs import JobIn
 from app.catalogue import queries as catalogue
 from app.database import Connection, Record
+from app.due.admit import line_up_anew, lock_line
 from app.due.tick import settle_job
 from app.errors import Invalid, NotFound
 from app.schedule import definitions, queries
@@ -82,7 +83,8 @@ async def edited(
     *,
     strict: bool = False,
 ) -> Edited:
-    """The locked job with this definition; the old one is settled first, unless both are equal.
+    """The locked job with this definition; the old one is settled first, unless both are equal. Runs that wait for
+    others of the job heed its new policy.
 
     Work that was there before and fits no more is no reason to refuse another change: it is a warning then.
     """
@@ -91,8 +93,12 @@ async def edited(
     if unchanged(job, definition):
         job = await definitions.found(connection, job["id"])
     else:
-        job, runs = await settled(connection, now, job["id"])
-        job = await definitions.edit(connection, now, plane.settings, job, definition, author)
+        if other_policy := (definition.overlap, definition.max_active) != (job["overlap"], job["max_active"]):
+            await lock_line(connection, job["id"])
+        before, runs = await settled(connection, now, job["id"])
+        job = await definitions.edit(connection, now, plane.settings, before, definition, author)
+        if other_policy:
+            runs += await line_up_anew(connection, now, before, job)
     warnings = await warnings_of(connection, now, job, strict=strict, refuse=not same_work)
     if job["contract_problem"] is not None and not same_work:
         await catalogue.set_contract_problems(connection, [(job["id"], job["version"], None)])

@@ -96,6 +96,25 @@ async def admit_one(
     return await admit(connection, now, [Firing(overlap, job["max_active"], others, [run])])
 
 
+async def lock_line(connection: Connection, job: UUID) -> None:
+    """Before a locked job gets another policy: lock the runs that wait and those that they wait for, in one order."""
+    await queries.lock_live_runs(connection, [job], [job])
+
+
+async def line_up_anew(
+    connection: Connection, now: datetime, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[Record]:
+    """Let what waits for other runs of a job heed its new policy; the runs that changed. Their rows are locked.
+
+    What waits under the policy of whoever asked for it goes on so, within the job's `max_active`.
+    """
+    was, most = (most_active(job["overlap"], job["max_active"]) for job in (before, after))
+    if (was, before["max_active"]) == (most, after["max_active"]):
+        return []
+    await queries.bound_line(connection, after["id"], was, most, after["max_active"])
+    return await waiting.let_go(connection, now, [after["id"]])
+
+
 async def _make_way(connection: Connection, now: datetime, firings: Sequence[Firing]) -> list[Record]:
     """Ask for the end of what is active, and end what only waits."""
     wanted: dict[UUID, list[Move]] = {}

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from app.database import Connection, Record
+
+
+_ANY_NUMBER: Final = 2**31 - 1
 
 
 async def claim_due(connection: Connection, now: datetime, limit: int) -> list[Record]:
@@ -64,6 +67,24 @@ async def lock_live_runs(connection: Connection, job_ids: Sequence[UUID], line_t
         line_too,
     )
     return {row["id"] for row in rows}
+
+
+async def bound_line(
+    connection: Connection, job_id: UUID, before: int | None, after: int | None, max_active: int | None
+) -> None:
+    """Give the waiting runs of a job another number: those under `before` the one `after` (None: any number), those
+    that wait under a policy of their own at most `max_active`. Their rows are locked.
+    """
+    await connection.execute(
+        """
+        UPDATE runs SET most_active = CASE WHEN most_active = $2 THEN $3 ELSE least(most_active, $4) END
+        WHERE job_id = $1 AND waits_for IS NOT NULL
+        """,
+        job_id,
+        before,
+        _ANY_NUMBER if after is None else after,
+        max_active,
+    )
 
 
 async def live_runs(connection: Connection, job_ids: Sequence[UUID]) -> list[Record]:

@@ -152,3 +152,30 @@ async def test_failures_before_a_resume_are_forgiven(client: httpx.AsyncClient, 
     assert (resumed["pause"], resumed["next_run_time"] is not None) == (None, True)
     await end(database, (await trigger(client, job))["id"], FAILURE)
     assert (await client.patch(f"{JOBS}/{job['id']}", json={"description": "y"})).json()["pause"] is None
+
+
+async def test_runs_that_wait_heed_the_policy_that_the_job_gets(client: httpx.AsyncClient, queue: str) -> None:
+    job = await make(client, overlap="allow", max_active=2)
+    a, b, c, d, e = [await trigger(client, job) for _ in range(5)]
+    assert [run["waits_for"] for run in (a, b, c, d, e)] == [None, None, a["id"], c["id"], d["id"]]
+
+    async def edit(**changes: Any) -> list[str | None]:
+        answer = await client.patch(f"{JOBS}/{job['id']}", json=changes)
+        assert answer.status_code == 200, answer.text
+        return [(await run_of(client, run["id"]))["waits_for"] for run in (c, d, e)]
+
+    # Fewer: nobody goes who would be one too many.
+    assert await edit(max_active=1) == [a["id"], c["id"], d["id"]]
+    await client.post(f"/api/v1/runs/{a['id']}/cancel")
+    assert (await run_of(client, c["id"]))["waits_for"] == b["id"]
+    # More: whoever may go goes at once.
+    assert await edit(max_active=2) == [None, c["id"], d["id"]]
+    assert await edit(max_active=None) == [None, None, None]
+
+
+async def test_what_waits_under_a_policy_of_its_own_goes_on_so(client: httpx.AsyncClient, queue: str) -> None:
+    job = await make(client, overlap="allow")
+    first = await trigger(client, job)
+    second = await trigger(client, job, overlap="buffer_one")
+    await client.patch(f"{JOBS}/{job['id']}", json={"max_active": 3})
+    assert (await run_of(client, second["id"]))["waits_for"] == first["id"]
