@@ -121,6 +121,12 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'FAILURE' AND job_id IS NOT NULL"),
     )
     op.create_index(
+        "runs_failed_job_idx",
+        "runs",
+        ["job_id", "id"],
+        postgresql_where=sa.text("state = 'FAILURE' AND kind <> 'backfill'"),
+    )
+    op.create_index(
         "runs_backfill_idx", "runs", ["backfill_id", "id"], postgresql_where=sa.text("backfill_id IS NOT NULL")
     )
     op.create_index(
@@ -138,7 +144,13 @@ def downgrade() -> None:
     # Who reads the tables of before knows neither backfills nor runs that wait: those go out with the others.
     op.drop_index("runs_outbox_idx", "runs")
     op.create_index("runs_outbox_idx", "runs", _OUTBOX, postgresql_where=sa.text(_UNSENT))
-    for name in ("runs_named_time_key", "runs_backfill_idx", "runs_failed_jobs_idx", "runs_waiting_idx"):
+    for name in (
+        "runs_named_time_key",
+        "runs_backfill_idx",
+        "runs_failed_job_idx",
+        "runs_failed_jobs_idx",
+        "runs_waiting_idx",
+    ):
         op.drop_index(name, "runs")
     op.execute("UPDATE runs SET reason = NULL WHERE waits_for IS NOT NULL")
     for name in ("most_active", "waits_for", "apart", "backfill_id"):

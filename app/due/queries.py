@@ -135,19 +135,29 @@ async def park(connection: Connection, problems: Sequence[tuple[UUID, str]]) -> 
     )
 
 
-# The newest ended runs of a job, as many as it takes to pause it; backfills are another matter.
+# The newest failed runs of a job, as many as it takes to pause it; backfills are another matter. A job may have very
+# many runs that came to no end of their own, or of before a resume: nothing here walks over those.
 _NEWEST = """
     CROSS JOIN LATERAL (
-        SELECT count(*) AS number, bool_and(state = 'FAILURE') AS failed, (array_agg(id ORDER BY id DESC))[1] AS run_id
+        SELECT count(*) AS number, (array_agg(id ORDER BY id))[1] AS first_id,
+            (array_agg(id ORDER BY id DESC))[1] AS run_id,
+            bool_and(create_time > coalesce(jobs.failures_from_time, '-infinity')) AS unforgiven
         FROM (
-            SELECT id, state FROM runs
-            WHERE job_id = jobs.id AND state IN ('SUCCESS', 'FAILURE') AND kind <> 'backfill'
-                AND create_time > coalesce(jobs.failures_from_time, '-infinity')
+            SELECT id, create_time FROM runs
+            WHERE job_id = jobs.id AND state = 'FAILURE' AND kind <> 'backfill'
             ORDER BY id DESC LIMIT jobs.pause_after_failures
-        ) AS ended
+        ) AS failed
     ) AS newest
 """
-_FAILING = "newest.failed AND newest.number = jobs.pause_after_failures"
+# The oldest success behind them is looked for in the order of ids (OFFSET 0), whatever the planner thinks of the table.
+_FAILING = """
+    newest.number = jobs.pause_after_failures AND newest.unforgiven AND (
+        SELECT id FROM (
+            SELECT id, state, kind FROM runs WHERE job_id = jobs.id AND id > newest.first_id ORDER BY id OFFSET 0
+        ) AS later
+        WHERE state = 'SUCCESS' AND kind <> 'backfill' LIMIT 1
+    ) IS NULL
+"""
 
 
 async def failed_in_a_row(connection: Connection, job_ids: Sequence[UUID]) -> list[Record]:

@@ -59,6 +59,7 @@ class Run(SQLModel, table=True):
         Index("runs_cancel_idx", "cancel_next_time", postgresql_where=text("cancel_next_time IS NOT NULL")),
         Index("runs_failed_idx", "id", postgresql_where=text("state = 'FAILURE'")),
         Index("runs_failed_jobs_idx", "end_time", postgresql_where=text("state = 'FAILURE' AND job_id IS NOT NULL")),
+        Index("runs_failed_job_idx", "job_id", "id", postgresql_where=text("state = 'FAILURE' AND kind <> 'backfill'")),
         Index("runs_backfill_idx", "backfill_id", "id", postgresql_where=text("backfill_id IS NOT NULL")),
         # One run per time of a backfill; and how the runs that name a time are found, beside those of the schedule.
         Index(

@@ -366,3 +366,28 @@ async def test_no_time_fires_after_the_failure_that_was_one_too_many(database: D
         skip = await connection.fetchrow("SELECT * FROM skips WHERE job_id = $1 AND reason = 'paused'", job)
     assert row["pause_reason"].startswith("its run ")
     assert skip["count"] >= 1
+
+
+async def test_looking_for_failures_walks_over_no_other_runs(database: Database, redis: Redis) -> None:
+    """Neither those that were replaced again and again, nor those of before a resume."""
+    job = await add(database, pause_after_failures=2)
+    for state in (FAILURE, SUCCESS, FAILURE):
+        await end(database, (await trigger(database, job, "allow"))["id"], state=state)
+    async with database.transaction() as connection:
+        new = [manual(job) for _ in range(2000)]
+        await transition.create(connection, await clock(connection), new)
+        await connection.execute(
+            "UPDATE runs SET state = 'REVOKED', end_time = clock_timestamp() WHERE job_id = $1 AND end_time IS NULL",
+            job,
+        )
+    async with database.transaction() as connection:
+        await connection.execute("ANALYZE runs")
+    read = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'runs'"
+    async with database.transaction() as connection:
+        before = await connection.fetchval(read)
+        assert await queries.failed_in_a_row(connection, [job]) == []
+        assert await connection.fetchval(read) - before < 20
+        await connection.execute("UPDATE jobs SET failures_from_time = clock_timestamp() WHERE id = $1", job)
+        before = await connection.fetchval(read)
+        assert await queries.failed_in_a_row(connection, [job]) == []
+        assert await connection.fetchval(read) - before < 20
