@@ -75,15 +75,16 @@ async def test_runs_of_a_backfill_and_those_that_wait_go_down_and_up_again(empty
         await connection.execute(
             f"""
             INSERT INTO queues (name, namespace, exchange, routing_key, author) VALUES ('q', 'n', 'q', 'q', 'a');
-            INSERT INTO jobs (id, namespace, name, task, queue, trigger, retry, cursor_time, author, overlap, max_active)
+            INSERT INTO jobs (id, namespace, name, task, queue, trigger, retry, cursor_time, author, overlap,
+                max_active)
             VALUES ('{job}', 'n', 'j', 't', 'q', '{{}}', '{{}}', '2026-01-01', 'a', 'buffer_all', 1);
             INSERT INTO job_versions (job_id, version, definition, author)
             VALUES ('{job}', 1, '{{"overlap": "buffer_all", "max_active": 1}}', 'a');
             INSERT INTO backfills (id, job_id, job_version, from_time, to_time, mode, overlap, max_active, cursor_time,
                 total, author)
             VALUES ('{backfill}', '{job}', 1, '2026-01-01', '2026-01-02', 'all', 'allow', 1, '2026-01-01', 2, 'a');
-            INSERT INTO runs (id, kind, namespace, task, queue, retry, author, job_id, job_version, state, scheduled_time,
-                backfill_id, end_time, waits_for, most_active, reason)
+            INSERT INTO runs (id, kind, namespace, task, queue, retry, author, job_id, job_version, state,
+                scheduled_time, backfill_id, end_time, waits_for, most_active, reason)
             VALUES ('{runs[0]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'SUCCESS', '2026-01-01',
                     '{backfill}', now(), NULL, NULL, NULL),
                 ('{runs[1]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'PENDING', '2026-01-01',
