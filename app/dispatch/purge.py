@@ -19,7 +19,7 @@ from app.database import Database, clock
 from app.dispatch import queries
 from app.dispatch.broker import Broker, Waiting
 from app.progress import lease
-from app.progress.announce import announce
+from app.progress.announce import tell
 from app.progress.moves import end
 from app.progress.standing import Move, Standing
 from app.progress.transition import apply
@@ -126,7 +126,7 @@ class Purge:
                 ending = [_end(now, self._seen[run], f"purged by {self._by}")] if run in freed else []
                 moves[run] = [*ending, _let_go(self._asked.get(run))]
             changed = await apply(connection, now, moves)
-        await announce(self._redis, changed)
+        await tell(self._redis, changed)
 
     async def _take_lease(self, seen: Standing, waiting: Waiting) -> bool:
         """Whether no worker of ours has this attempt, nor comes to have it."""
