@@ -16,7 +16,7 @@ from app.api.documents import body_of, writing
 from app.api.edits import checked, edited, made, parsed, settled, unchanged
 from app.api.jobs import edit_done
 from app.api.plane import Plane, PlaneOf
-from app.api.queues import changed_queue, made_queue, queue_changes
+from app.api.queues import changed_queue, made_queue, queue_changes, shut_the_gate_for
 from app.api.schemas.fields import Word
 from app.api.schemas.files import EXAMPLE_FILE, MOST_JOBS, ApplyIn, PlanOut
 from app.api.schemas.jobs import JobIn, JobOut
@@ -144,6 +144,7 @@ class _Apply:
         surplus = [job for key, job in there.items() if key not in wanted and self._pruned(job, namespaces)]
         if len(surplus) > MOST_JOBS:
             raise Invalid.field("/prune", f"would take away more than {MOST_JOBS} jobs at once")
+        await shut_the_gate_for(self.connection, [one.name for one in body.queues or [] if one.max_active is not None])
         queues = [await self._queue(index, queue) for index, queue in enumerate(body.queues or [])]
         jobs = [await self._job(index, job, there.get(self._key(job))) for index, job in enumerate(body.jobs or [])]
         if self.faults:

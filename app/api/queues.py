@@ -1,6 +1,6 @@
 """`/queues`: where runs go. The scheduler looks for a new one on the broker, and declares it if it is not there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -205,8 +205,7 @@ async def changed_queue(
     Where it gets its first `max_active`, the runs that were sent to it and have not ended count from now on.
     """
     if patch.get("max_active") is not None:
-        # Before the row, for a claim that is under way knows of no limit yet, and its runs are to count.
-        await limit_queries.shut_the_gate(connection)
+        await shut_the_gate_for(connection, [name])
     row = _there(await queries.lock_queue(connection, name), name)
     if if_match is not None:
         if_match.check(row["version"])
@@ -218,11 +217,22 @@ async def changed_queue(
     if strangers:
         raise QueueInUse(f"jobs of the namespace {', '.join(strangers)} name the queue {name!r}")
     if row["max_active"] is None and columns["max_active"] is not None:
+        await limit_queries.shut_the_gate(connection)  # it is shut but where a limit was taken away just now
         await limit_queries.seed_places(connection, name)
     elif columns["max_active"] is None:
         await limit_queries.drop_places(connection, name)
     changed = {field: columns[field] for field in sorted(mutable)}
     return await queries.change_queue(connection, now, name, author, changed)
+
+
+async def shut_the_gate_for(connection: Connection, names: Sequence[str]) -> None:
+    """Before queues are locked: let nobody claim if one of these gets its first `max_active`.
+
+    A claim that is under way knows of no limit yet, and its runs are to count. The gate comes before the rows, whoever
+    takes both, and however many rows.
+    """
+    if await limit_queries.any_unbounded(connection, names):
+        await limit_queries.shut_the_gate(connection)
 
 
 def queue_changes(plane: Plane, row: Record, patch: dict[str, Any]) -> list[Change]:

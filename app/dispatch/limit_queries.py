@@ -65,6 +65,14 @@ async def shut_the_gate(connection: Connection) -> None:
     await connection.execute(f"SELECT pg_advisory_xact_lock({_GATE})")
 
 
+async def any_unbounded(connection: Connection, queues: Sequence[str]) -> bool:
+    """Whether one of these queues has no limit of places as yet."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM queues WHERE name = ANY($1::text[]) AND max_active IS NULL)", queues
+    )
+    return found
+
+
 async def lock_limited(connection: Connection) -> list[Record]:
     """The queues with limits for which something waits, for this pass alone.
 

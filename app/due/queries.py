@@ -7,7 +7,6 @@ from uuid import UUID
 
 from app.database import Connection, Record
 
-
 _ANY_NUMBER: Final = 2**31 - 1
 
 

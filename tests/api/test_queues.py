@@ -1,6 +1,7 @@
 """Queues over REST."""
 
 import asyncio
+from contextlib import suppress
 
 import aio_pika
 import httpx
@@ -8,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.api.schemas.queues import QueueOut
-from app.database import Database
+from app.database import Connection, Database
+from app.dispatch import limit_queries
 from app.embedded import free_port
 from app.settings import Settings
 from tests.api.conftest import a_job, client_of
@@ -352,3 +354,28 @@ async def test_runs_that_were_sent_before_count_for_a_new_limit(
     await client.patch(f"{QUEUES}/mail", json={"max_active": 5})
     assert await backlog() == (2, 4)
     await rig.close()
+
+
+async def test_a_file_and_a_patch_that_set_limits_do_not_wait_for_each_other(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever locks rows of queues has shut the gate before, if at all."""
+    for name in "ab":
+        await client.post(QUEUES, json={"name": name})
+    shut, begun, has_shut = limit_queries.shut_the_gate, asyncio.Event(), asyncio.Event()
+
+    async def dawdle(connection: Connection) -> None:
+        if not begun.is_set():  # the file
+            begun.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(has_shut.wait(), 1)
+            await asyncio.sleep(0.2)
+        await shut(connection)
+        has_shut.set()
+
+    monkeypatch.setattr(limit_queries, "shut_the_gate", dawdle)
+    file = {"queues": [{"name": "a", "description": "x"}, {"name": "b", "max_active": 2}]}
+    applying = asyncio.create_task(client.post("/api/v1/jobs/apply", json=file))
+    await asyncio.wait_for(begun.wait(), 5)
+    answers = await asyncio.gather(applying, client.patch(f"{QUEUES}/a", json={"max_active": 3}))
+    assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
