@@ -176,9 +176,12 @@ def fold(report: Report, now: datetime) -> Move:
             return None
         if not may_move(standing.state, report.state):
             return None
-        # A report outruns the mark of its own dispatch: then it is the proof that the message arrived.
+        # A report outruns the mark of its own dispatch: then it is the proof that the message arrived. Whatever sent
+        # a run that was to wait (a scheduler of an older version), it waits no more.
         heard = replace(
             standing,
+            waits_for=None,
+            most_active=None,
             dispatches=max(standing.dispatches, n),
             dispatch_time=standing.dispatch_time or now,
             claim_time=None,

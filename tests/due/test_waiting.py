@@ -17,12 +17,14 @@ from app.due.overlap import Overlap
 from app.due.tick import Tick
 from app.errors import NoRoom
 from app.progress import moves, transition, waiting
+from app.progress.fold import Report, fold
 from app.progress.reap import Reaper
 from app.progress.standing import Standing
 from app.progress.transition import NewRun
 from app.settings import Settings
 from app.states import FAILURE, REVOKED, SUCCESS, TERMINAL
 from tests.due.test_tick import add_job
+from workers.protocol import TaskId
 
 
 async def add(database: Database, **changes: Any) -> UUID:
@@ -391,3 +393,22 @@ async def test_looking_for_failures_walks_over_no_other_runs(database: Database,
         before = await connection.fetchval(read)
         assert await queries.failed_in_a_row(connection, [job]) == []
         assert await connection.fetchval(read) - before < 20
+
+
+@pytest.mark.parametrize("state", ["STARTED", "PROGRESS", "RETRY", REVOKED])
+async def test_a_run_that_waits_and_that_a_worker_has_waits_no_more(
+    database: Database, redis: Redis, state: str
+) -> None:
+    """A scheduler that knows of no lines has sent it, say."""
+    job = await add(database, overlap="buffer_all")
+    for _ in range(3):
+        await fire(database, redis, job)
+    first, second, third = await runs_of(database, job)
+    async with database.transaction() as connection:
+        now = await clock(connection)
+        await transition.apply(connection, now, {second["id"]: [fold(Report(TaskId(second["id"], 1), state), now)]})
+    _, second, third = await runs_of(database, job)
+    assert (second["waits_for"], second["dispatch_time"]) == (None, now)
+    assert third["waits_for"] == second["id"]
+    assert [row["id"] for row in await end(database, first["id"])] == [first["id"]]
+    assert [row["id"] for row in await end(database, second["id"])] == [second["id"], third["id"]]
