@@ -10,7 +10,7 @@ from uuid import UUID
 
 from app.database import Connection, Record
 from app.dispatch.claim_queries import KINDS, NO_LIMIT, SIGHTING_AGE, TOLD, UNSENT
-from app.dispatch.hold import Hold
+from app.dispatch.hold import AWAY, Hold
 from app.progress.moves import NO_WORKER, NOT_REGISTERED_MOST
 
 _MARK = """
@@ -58,6 +58,7 @@ _WAITING_KINDS = f"""
     LEFT JOIN queue_sightings AS seen ON seen.queue = kinds.queue AND seen.look_time > $1
 """  # noqa: S608
 
+# By its reason a run that may be out without a confirm keeps its place: it goes on to say that, whatever holds it now.
 _TELL = f"""
     WITH told AS MATERIALIZED (
         SELECT * FROM unnest($2::text[], $3::text[], $4::text[], $5::int4[], $7::bool[])
@@ -68,7 +69,10 @@ _TELL = f"""
             WHERE runs.queue = told.queue AND runs.task = told.task AND {UNSENT}
                 AND runs.due_time <= $1 AND runs.not_registered < told.most
                 AND runs.claim_time IS NULL AND runs.cancel IS NULL AND runs.reason IS DISTINCT FROM told.reason
-                AND NOT (told.for_place AND EXISTS (SELECT FROM queue_places WHERE run_id = runs.id))
+                AND NOT (
+                    (told.for_place OR starts_with(coalesce(runs.reason, ''), '{AWAY}'))
+                    AND EXISTS (SELECT FROM queue_places WHERE run_id = runs.id)
+                )
             ORDER BY runs.id LIMIT $6
         ) AS run
         LIMIT $6

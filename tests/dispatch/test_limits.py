@@ -261,3 +261,21 @@ async def test_no_limit_is_set_while_a_claim_is_under_way(redis_rig: Rig) -> Non
         await eventually(waits, 5, "the one who sets the limit")
         assert not setting.done()
     await setting
+
+
+async def test_what_may_be_out_keeps_its_place_whatever_holds_its_queue_meanwhile(rig: Rig) -> None:
+    """Else an older run, whose backoff is over by then, comes in beside it."""
+    await rig.ready_queue("q", max_active=1)
+    old, out = (await rig.runs("q", 2))[:2]
+    async with rig.database.transaction() as connection:
+        await connection.execute("UPDATE runs SET due_time = now() + interval '1 h' WHERE id = $1", old)
+        await connection.execute("UPDATE runs SET reason = 'broker away since noon' WHERE id = $1", out)
+        await connection.execute("INSERT INTO queue_places (run_id, queue) VALUES ($1, 'q')", out)
+        await connection.execute("UPDATE queues SET paused = true")
+    outbox = rig.outbox()
+    await drain(outbox)
+    async with rig.database.transaction() as connection:
+        await connection.execute("UPDATE queues SET paused = false")
+        await connection.execute("UPDATE runs SET due_time = now() WHERE id = $1", old)
+    await drain(outbox)
+    assert await active(rig) == [out]
