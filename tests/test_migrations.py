@@ -87,7 +87,7 @@ async def test_runs_of_a_backfill_and_those_that_wait_go_down_and_up_again(empty
                 scheduled_time, backfill_id, end_time, waits_for, most_active, reason)
             VALUES ('{runs[0]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'SUCCESS', '2026-01-01',
                     '{backfill}', now(), NULL, NULL, NULL),
-                ('{runs[1]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'PENDING', '2026-01-01',
+                ('{runs[1]}', 'backfill', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'PENDING', '2026-01-01 12:00',
                     '{backfill}', NULL, NULL, NULL, NULL),
                 ('{runs[2]}', 'manual', 'n', 't', 'q', '{{}}', 'a', '{job}', 1, 'PENDING', NULL,
                     NULL, NULL, '{runs[1]}', 1, 'waits for run');

@@ -5,7 +5,7 @@ too, so that none of them ends before the new run that waits for it can be seen,
 waits also that, so that none of it is let go before it is replaced.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -35,33 +35,57 @@ class Firing:
 
 async def others_of(connection: Connection, jobs: Sequence[Mapping[str, Any]]) -> dict[UUID, Others]:
     """By job, its runs that have not ended. Each has `id`, `overlap` and `max_active`; those of no consequence are left
-    out, for a job may have very many.
+    out, for a job may have very many. Waits for whoever has one of them in hand.
     """
+    found, _ = await _others(connection, jobs, wait=True)
+    return found
+
+
+async def others_at_once(
+    connection: Connection, jobs: Sequence[Mapping[str, Any]]
+) -> tuple[dict[UUID, Others], set[UUID]]:
+    """As `others_of`, but waits for nobody; and the jobs of which somebody has a run in hand: they are to be left
+    alone, for one job must not hold up the others."""
+    return await _others(connection, jobs, wait=False)
+
+
+async def _others(
+    connection: Connection, jobs: Sequence[Mapping[str, Any]], *, wait: bool
+) -> tuple[dict[UUID, Others], set[UUID]]:
     skipping = [job["id"] for job in jobs if job["overlap"] == "skip"]
     ordering = [job["id"] for job in jobs if job["overlap"] != "skip" and _minds_others(job)]
     found: dict[UUID, Others] = {}
+    busy: set[UUID] = set()
     if skipping:
         oldest = await queries.oldest_live_runs(connection, skipping)
         found = {job: Others((run,)) for job, run in oldest.items()}
     if ordering:
-        replacing = [job["id"] for job in jobs if job["overlap"] in REPLACING]
-        found |= await _locked(connection, ordering, replacing)
-    return found
+        replacing = {job["id"] for job in jobs if job["overlap"] in REPLACING}
+        locked, busy = await _locked(connection, ordering, replacing, wait=wait)
+        found |= locked
+    return found, busy
 
 
 def _minds_others(job: Mapping[str, Any]) -> bool:
     return job["overlap"] in REPLACING or most_active(job["overlap"], job["max_active"]) is not None
 
 
-async def _locked(connection: Connection, jobs: Sequence[UUID], replacing: Sequence[UUID]) -> dict[UUID, Others]:
+async def _locked(
+    connection: Connection, jobs: Sequence[UUID], replacing: Collection[UUID], *, wait: bool
+) -> tuple[dict[UUID, Others], set[UUID]]:
     """What is read here stays so until the transaction ends: a run may have been let go between lock and look."""
     held: set[UUID] = set()
     while True:
-        held |= await queries.lock_live_runs(connection, jobs, replacing)
+        held |= await queries.lock_live_runs(connection, jobs, list(replacing), wait=wait)
         rows = await queries.live_runs(connection, jobs)
         found = {row["job_id"]: Others(tuple(row["active"]), tuple(row["waiting"])) for row in rows}
-        if held.issuperset(run for others in found.values() for run in others.active):
-            return found
+        busy = {
+            job
+            for job, others in found.items()
+            if not held.issuperset(others.active) or (job in replacing and not held.issuperset(others.waiting))
+        }
+        if not busy or not wait:
+            return found, busy
 
 
 async def admit(connection: Connection, now: datetime, firings: Sequence[Firing]) -> list[Record]:
@@ -98,7 +122,7 @@ async def admit_one(
 
 async def lock_line(connection: Connection, job: UUID) -> None:
     """Before a locked job gets another policy: lock the runs that wait and those that they wait for, in one order."""
-    await queries.lock_live_runs(connection, [job], [job])
+    await queries.lock_live_runs(connection, [job], [job], wait=True)
 
 
 async def line_up_anew(

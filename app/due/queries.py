@@ -52,16 +52,18 @@ async def oldest_live_runs(connection: Connection, job_ids: Sequence[UUID]) -> d
     return {row["job_id"]: row["id"] for row in rows}
 
 
-async def lock_live_runs(connection: Connection, job_ids: Sequence[UUID], line_too: Sequence[UUID]) -> set[UUID]:
+async def lock_live_runs(
+    connection: Connection, job_ids: Sequence[UUID], line_too: Sequence[UUID], *, wait: bool
+) -> set[UUID]:
     """The runs of these jobs that have not ended and wait for none, and those that wait of the jobs in `line_too`:
-    locked, all of them in the order of ids.
+    locked, all of them in the order of ids. Without `wait` those that somebody else has in hand are not among them.
     """
     rows = await connection.fetch(
-        """
+        f"""
         SELECT id FROM runs
         WHERE job_id = ANY($1) AND end_time IS NULL AND (waits_for IS NULL OR job_id = ANY($2)) AND NOT apart
-        ORDER BY id FOR NO KEY UPDATE
-        """,
+        ORDER BY id FOR NO KEY UPDATE {"" if wait else "SKIP LOCKED"}
+        """,  # noqa: S608  (words of our own)
         job_ids,
         line_too,
     )

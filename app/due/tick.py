@@ -6,7 +6,7 @@ run rows are the outbox.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from app import faults
 from app.database import Connection, Database, Record, clock, new_id
 from app.due import queries
-from app.due.admit import Firing, admit, others_of
+from app.due.admit import Firing, admit, others_at_once, others_of
 from app.due.decide import (
     Decision,
     SkipReason,
@@ -77,12 +77,15 @@ class Tick:
             due = await queries.claim_due(connection, now, self._limit)
             jobs = [*failing, *(job for job in due if job["id"] not in seen)]
             await faults.at("tick.after_select")
-            runs, dealt = await _deal(connection, now, jobs, _decide, self._limit)
+            others, busy = await others_at_once(connection, jobs)
+            jobs = [job for job in jobs if job["id"] not in busy]
+            runs, dealt = await _deal(connection, now, jobs, others, _decide, self._limit)
             next_time = await queries.next_due(connection)
             await faults.at("tick.before_commit")
         wait_s = POLL_S if next_time is None else min((next_time - now).total_seconds(), POLL_S)
-        # Due, and not among ours: somebody else is at it.
-        self._next_look = time.monotonic() + _LOCKED_S if wait_s <= 0 and not due else read_at + wait_s
+        # Due, and not among ours: somebody else is at it, or at a run of it.
+        elsewhere = busy or (wait_s <= 0 and not due)
+        self._next_look = time.monotonic() + _LOCKED_S if elsewhere else read_at + wait_s
         await faults.at("tick.after_commit")
         made = [run for run in runs if run["version"] == 1]
         if made:
@@ -109,7 +112,7 @@ async def settle_job(connection: Connection, now: datetime, job_id: UUID) -> tup
     job = await queries.lock_job(connection, job_id)
     if job is None:
         return None, []
-    runs, _ = await _deal(connection, now, [job], _settle)
+    runs, _ = await _deal(connection, now, [job], await others_of(connection, [job]), _settle)
     return await queries.lock_job(connection, job_id), runs
 
 
@@ -155,7 +158,12 @@ def _pause(job: Record, now: datetime, others: Others) -> Decision:
 
 
 async def _deal(
-    connection: Connection, now: datetime, jobs: Sequence[Record], judge: Judge, most: int = 1
+    connection: Connection,
+    now: datetime,
+    jobs: Sequence[Record],
+    others: Mapping[UUID, Others],
+    judge: Judge,
+    most: int = 1,
 ) -> tuple[list[Record], int]:
     """Write what `judge` decides for locked jobs; a job whose trigger raises is parked, and one whose runs fail again
     and again is paused; the others go on.
@@ -166,7 +174,6 @@ async def _deal(
     if not jobs:
         return [], 0
     failing = await _failing(connection, jobs)
-    others = await others_of(connection, jobs)
     new = 0
     firings: list[Firing] = []
     skips: list[queries.SkipRow] = []

@@ -130,9 +130,12 @@ def _arrays(columns: Mapping[str, str], items: Sequence[Any]) -> list[list[Any]]
     return [[value(item, name, kind) for item in items] for name, kind in columns.items()]
 
 
+# What waits for another run is due in another age: an older scheduler, which knows of no waiting, leaves it alone.
+_DUE = "CASE WHEN n.waits_for IS NULL THEN $1::timestamptz ELSE $1 + interval '100 years' END"
+
 _INSERT = f"""
     INSERT INTO runs ({", ".join(_NEW)}, state, due_time, create_time, update_time)
-    SELECT {", ".join(_values(_NEW, "n"))}, '{PENDING}', $1, $1, $1 FROM {_source(_NEW, "n", 2)}
+    SELECT {", ".join(_values(_NEW, "n"))}, '{PENDING}', {_DUE}, $1, $1 FROM {_source(_NEW, "n", 2)}
     ON CONFLICT (job_id, scheduled_time) WHERE kind = 'schedule' DO NOTHING
     RETURNING *
 """  # noqa: S608  (names of our own columns)

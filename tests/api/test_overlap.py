@@ -91,13 +91,12 @@ async def test_a_run_that_waits_is_cancelled_at_once_and_its_next_moves_up(
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
-        ("PATCH", "", {"overlap": "allow", "max_active": 5}),
         ("PATCH", "", {"enabled": False}),
         ("POST", "/pause", {"reason": "x"}),
         ("DELETE", "", None),
     ],
 )
-async def test_runs_that_wait_go_by_the_rule_of_when_they_were_made(
+async def test_runs_that_wait_go_on_while_their_job_stands_still(
     client: httpx.AsyncClient, queue: str, database: Database, method: str, path: str, body: Any
 ) -> None:
     job = await make(client)

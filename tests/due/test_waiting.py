@@ -34,8 +34,8 @@ async def add(database: Database, **changes: Any) -> UUID:
         return await add_job(connection, cursor, **changes)
 
 
-async def fire(database: Database, redis: Redis, job: UUID) -> None:
-    """One more of the job's times falls due, whatever the time is, and a tick deals with it."""
+async def fall_due(database: Database, job: UUID) -> None:
+    """One more of the job's times falls due, whatever the time is."""
     async with database.transaction() as connection:
         # What was dealt with lies long ago, so that a second may be dealt with twice.
         await connection.execute(
@@ -51,6 +51,11 @@ async def fire(database: Database, redis: Redis, job: UUID) -> None:
             " next_run_time = clock_timestamp() WHERE id = $1",
             job,
         )
+
+
+async def fire(database: Database, redis: Redis, job: UUID) -> None:
+    """One more of the job's times falls due, and a tick deals with it."""
+    await fall_due(database, job)
     await Tick(database, redis, 100).run_once()
 
 
@@ -99,7 +104,7 @@ async def test_buffer_one_keeps_the_first_that_waits(database: Database, redis: 
     ended, freed = await end(database, first["id"])
     assert (ended["id"], freed["id"]) == (first["id"], second["id"])
     assert (freed["waits_for"], freed["most_active"], freed["reason"]) == (None, None, None)
-    assert freed["due_time"] >= second["due_time"]
+    assert second["due_time"] > freed["due_time"] >= second["create_time"], "while it waits it is due in another age"
     await fire(database, redis, job)
     assert [run["waits_for"] for run in await runs_of(database, job)] == [None, None, second["id"]]
 
@@ -288,6 +293,23 @@ async def test_who_replaces_and_who_ends_what_waits_do_not_wait_for_each_other(
     await fire(database, redis, job)
     await asyncio.gather(*reaping)
     assert [run["state"] for run in await runs_of(database, job)] == [REVOKED, REVOKED, REVOKED, "PENDING"]
+
+
+async def test_a_run_that_somebody_has_in_hand_holds_up_its_own_job_alone(database: Database, redis: Redis) -> None:
+    job = await add(database, overlap="buffer_one")
+    await fire(database, redis, job)
+    (first,) = await runs_of(database, job)
+    other = await add(database, overlap="allow")
+    tick = Tick(database, redis, 100)
+    await fall_due(database, job)
+    async with database.transaction() as busy:
+        await busy.execute("SELECT FROM runs WHERE id = $1 FOR NO KEY UPDATE", first["id"])
+        async with asyncio.timeout(5):
+            assert not await tick.run_once()
+        assert (len(await runs_of(database, job)), len(await runs_of(database, other))) == (1, 1)
+        assert tick.pause_s <= 0.05, "it is looked at again soon"
+    await tick.run_once()
+    assert [run["waits_for"] for run in await runs_of(database, job)] == [None, first["id"]]
 
 
 async def test_lines_are_told_page_by_page(database: Database, redis: Redis) -> None:
