@@ -25,6 +25,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
     server.stop()
 
 
+@pytest.mark.long
 def test_runs_end_once_although_valkey_was_killed_for_five_seconds(
     valkey: Valkey, database_url: str, tmp_path: Path, start_process: Callable[..., Process]
 ) -> None:

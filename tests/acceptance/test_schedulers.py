@@ -136,7 +136,9 @@ def test_three_schedulers_of_which_two_are_killed_make_one_run_of_every_schedule
     assert set(sent) == {f"{run['id']}.1" for run in runs}
 
 
-@pytest.mark.parametrize("back", ["before the run ends", "after the run has ended"])
+@pytest.mark.parametrize(
+    "back", ["before the run ends", pytest.param("after the run has ended", marks=pytest.mark.long)]
+)
 def test_an_end_is_recorded_and_reaches_a_client_although_scheduler_and_api_were_killed(
     plane: Plane, tmp_path: Path, back: str
 ) -> None:
