@@ -18,10 +18,9 @@ from app.api.schemas.jobs import JobOut, PauseIn, PreviewIn, ResumeIn, TimesOut,
 from app.api.schemas.runs import RunOut, RunPage
 from app.api.views import job_view
 from app.api.writes import Done, json_response, tag, write
-from app.database import Connection, clock, new_id
-from app.due.admit import admit_one
+from app.database import Connection, clock
+from app.due.admit import admit_one, run_of
 from app.errors import Invalid
-from app.progress.transition import NewRun
 from app.progress.view import run_view
 from app.schedule import definitions, triggers
 from app.schedule.previews import preview
@@ -92,19 +91,12 @@ async def trigger_job(
         await definitions.check_queue(connection, plane.settings, {**job, **work})
         if chosen.keys() & {"args", "kwargs", "queue"}:  # what the job names itself fires by its schedule, too
             await warnings_of(connection, now, {**job, **work}, strict=False)
-        run = NewRun(
-            id=new_id(),
-            kind="manual",
-            namespace=job["namespace"],
-            task=job["task"],
-            **work,
-            author=caller.name,
-            retry=job["retry"],
-            time_limit_s=job["time_limit_s"],
-            soft_time_limit_s=job["soft_time_limit_s"],
-            job_id=job["id"],
-            job_version=job["version"],
-            job_name=job["name"],
+        run = run_of(
+            {**job, **work},
+            "manual",
+            job["id"],
+            job["version"],
+            caller.name,
             start_deadline_time=after(now, job["start_deadline_s"]),
             deadline_time=after(now, job["deadline_s"]),
         )

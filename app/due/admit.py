@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from app.database import Connection, Record
+from app.database import Connection, Record, new_id
 from app.due import queries
 from app.due.overlap import REPLACING, Others, Overlap, line_up, most_active, room
 from app.errors import NoRoom
@@ -23,6 +23,20 @@ from app.progress.transition import NewRun
 BY: Final = "the overlap policy of its job"
 
 
+#: What a run takes from the definition of its job as it is.
+_WORK: Final = (
+    "namespace",
+    "task",
+    "args",
+    "kwargs",
+    "queue",
+    "priority",
+    "retry",
+    "time_limit_s",
+    "soft_time_limit_s",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Firing:
     """Runs of one job that are to be made under a policy, oldest first, and the others of it."""
@@ -31,6 +45,20 @@ class Firing:
     max_active: int | None
     others: Others
     runs: Sequence[NewRun]
+
+
+def run_of(work: Mapping[str, Any], kind: str, job_id: UUID, job_version: int, author: str, **more: Any) -> NewRun:
+    """A run of a job. `work` says what it does: the job's row, or a definition of it; `more` are members of NewRun."""
+    return NewRun(
+        id=new_id(),
+        kind=kind,
+        author=author,
+        job_id=job_id,
+        job_version=job_version,
+        job_name=work["name"],
+        **{name: work[name] for name in _WORK},
+        **more,
+    )
 
 
 async def others_of(connection: Connection, jobs: Sequence[Mapping[str, Any]]) -> dict[UUID, Others]:

@@ -17,9 +17,9 @@ import structlog
 from redis.asyncio import Redis
 
 from app import faults
-from app.database import AWAY, Connection, Database, Record, clock, new_id
+from app.database import AWAY, Connection, Database, Record, clock
 from app.due import backfill_queries as queries
-from app.due.admit import Firing, admit, others_of
+from app.due.admit import Firing, admit, others_of, run_of
 from app.due.fill import MOST_STEPS, Account, choose, span
 from app.due.overlap import Others, room
 from app.progress import transition
@@ -183,22 +183,12 @@ def _run(row: Record, scheduled_time: datetime, now: datetime) -> NewRun:
     """A run of the definition that the backfill was made with. No start deadline: it would be long past."""
     definition = row["definition"]
     deadline_s = definition.get("deadline_s")
-    return NewRun(
-        id=new_id(),
-        kind="backfill",
-        namespace=definition["namespace"],
-        task=definition["task"],
-        args=definition["args"],
-        kwargs=definition["kwargs"],
-        queue=definition["queue"],
-        author=row["author"],
-        retry=definition["retry"],
-        priority=definition["priority"],
-        time_limit_s=definition["time_limit_s"],
-        soft_time_limit_s=definition["soft_time_limit_s"],
-        job_id=row["job_id"],
-        job_version=row["job_version"],
-        job_name=definition["name"],
+    return run_of(
+        definition,
+        "backfill",
+        row["job_id"],
+        row["job_version"],
+        row["author"],
         scheduled_time=scheduled_time,
         deadline_time=None if deadline_s is None else now + timedelta(seconds=deadline_s),
         backfill_id=row["id"],

@@ -15,9 +15,9 @@ import structlog
 from redis.asyncio import Redis
 
 from app import faults
-from app.database import Connection, Database, Record, clock, new_id
+from app.database import Connection, Database, Record, clock
 from app.due import queries
-from app.due.admit import Firing, admit, others_at_once, others_of
+from app.due.admit import Firing, admit, others_at_once, others_of, run_of
 from app.due.decide import (
     Decision,
     SkipReason,
@@ -231,22 +231,12 @@ def _ticks(job: Record) -> bool:
 def _run(job: Record, scheduled_time: datetime) -> NewRun:
     # Jitter takes nothing of the time in which a worker is to start the run, or to end it.
     due_time = triggers.due_time(triggers.load(job["trigger"]), job["id"], scheduled_time)
-    return NewRun(
-        id=new_id(),
-        kind="schedule",
-        namespace=job["namespace"],
-        task=job["task"],
-        args=job["args"],
-        kwargs=job["kwargs"],
-        queue=job["queue"],
-        author=job["author"],
-        retry=job["retry"],
-        priority=job["priority"],
-        time_limit_s=job["time_limit_s"],
-        soft_time_limit_s=job["soft_time_limit_s"],
-        job_id=job["id"],
-        job_version=job["version"],
-        job_name=job["name"],
+    return run_of(
+        job,
+        "schedule",
+        job["id"],
+        job["version"],
+        job["author"],
         scheduled_time=scheduled_time,
         start_deadline_time=start_deadline(due_time, job["start_deadline_s"]),
         deadline_time=deadline(due_time, job["deadline_s"]),
