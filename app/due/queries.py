@@ -146,6 +146,7 @@ _NEWEST = """
         FROM (
             SELECT id, create_time FROM runs
             WHERE job_id = jobs.id AND state = 'FAILURE' AND kind <> 'backfill'
+                AND (start_time IS NOT NULL OR jsonb_array_length(attempts) > 0)
             ORDER BY id DESC LIMIT jobs.pause_after_failures
         ) AS failed
     ) AS newest

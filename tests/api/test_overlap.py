@@ -39,7 +39,7 @@ async def end(database: Database, run_id: str, state: str) -> None:
         error = {"error": {"type": "E", "message": "", "traceback": None}} if state == FAILURE else {}
 
         def move(standing: Standing) -> Standing:
-            return moves.end(now, standing, state, **error)
+            return moves.end(now, standing, state, start_time=now, **error)
 
         assert await transition.apply(connection, now, {UUID(run_id): [move]})
 

@@ -64,14 +64,16 @@ async def runs_of(database: Database, job: UUID) -> list[Record]:
         return await connection.fetch("SELECT * FROM runs WHERE job_id = $1 ORDER BY id", job)
 
 
-async def end(database: Database, *runs: UUID, state: str = SUCCESS) -> list[Record]:
-    """A worker's last word, as far as the row goes."""
+async def end(database: Database, *runs: UUID, state: str = SUCCESS, begun: bool = True) -> list[Record]:
+    """A worker's last word, as far as the row goes; of one that never began, a deadline's."""
     async with database.transaction() as connection:
         now = await clock(connection)
         error = {"error": {"type": "E", "message": "", "traceback": None}} if state == FAILURE else {}
 
         def move(standing: Standing) -> Standing | None:
-            return None if standing.state in TERMINAL else moves.end(now, standing, state, **error)
+            if standing.state in TERMINAL:
+                return None
+            return moves.end(now, standing, state, start_time=now if begun else None, **error)
 
         return await transition.apply(connection, now, {run: [move] for run in runs})
 
@@ -377,6 +379,18 @@ async def test_a_job_that_fails_again_and_again_is_paused(database: Database, re
     assert row["pause_reason"] == f"2 runs in a row failed, the last of them {last['id']}"
     assert (row["pause_by"], row["next_run_time"], row["version"]) == ("jobplane", None, 1)
     assert row["pause_time"] is not None
+
+
+async def test_what_no_worker_ever_began_is_no_failure_of_the_job(database: Database, redis: Redis) -> None:
+    job = await add(database, pause_after_failures=2)
+    for begun in (True, False, False):
+        await fire(database, redis, job)
+        await end(database, (await runs_of(database, job))[-1]["id"], state=FAILURE, begun=begun)
+    await fire(database, redis, job)
+    assert len(await runs_of(database, job)) == 4
+    await end(database, (await runs_of(database, job))[-1]["id"], state=FAILURE)
+    await fire(database, redis, job)
+    assert len(await runs_of(database, job)) == 4, "two that began have failed, with none in between that succeeded"
 
 
 async def test_no_time_fires_after_the_failure_that_was_one_too_many(database: Database, redis: Redis) -> None:
