@@ -24,6 +24,8 @@ _FINGERPRINT = """
         SELECT concat(tgname, ' ', tgenabled) FROM pg_trigger WHERE NOT tgisinternal
         UNION ALL
         SELECT plane::text FROM plane
+        UNION ALL
+        SELECT version_num FROM alembic_version
     ) AS public
 """
 

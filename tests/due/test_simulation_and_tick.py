@@ -94,7 +94,7 @@ class World:
         error = {"type": "E", "message": "", "traceback": None} if state == FAILURE else None
 
         def over(standing: Standing) -> Standing:
-            return moves.end(end, standing, state, error=error)
+            return moves.end(end, standing, state, start_time=begun, error=error)
 
         return end, over
 
