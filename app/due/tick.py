@@ -188,11 +188,11 @@ async def _deal(
         try:
             with triggers.bounded():
                 decision = (_pause if job["id"] in failing else judge)(job, now, beside)
+                fired = [_run(job, time) for time in decision.fire]
         except Exception as error:
             log.exception("job_parked", job_id=str(job["id"]))
             problems.append((job["id"], f"the trigger cannot be evaluated: {error}"))
             continue
-        fired = [_run(job, time) for time in decision.fire]
         new += len(fired)
         firings.append(Firing(job["overlap"], job["max_active"], beside, fired))
         blocker = room(job["overlap"], beside, job["max_active"]).blocker
