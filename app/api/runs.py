@@ -24,7 +24,7 @@ from app.api.schemas.fields import NothingIn
 from app.api.schemas.runs import CancelIn, EventPage, RunIn, RunOut, RunPageWithCursor
 from app.api.writes import Done, json_response, tag, write
 from app.database import Connection, Record, new_id
-from app.due.admit import admit_one
+from app.due.admit import WORK, admit_one
 from app.errors import BadRequest, Conflict, NotFound, ResultGone
 from app.feed.queries import where_we_are
 from app.logs.place import result_of
@@ -38,21 +38,7 @@ from app.schedule.sizes import check_arguments
 from app.states import SUCCESS
 
 #: What a retry takes from the run before it.
-_SAME_WORK: Final = (
-    "namespace",
-    "task",
-    "args",
-    "kwargs",
-    "queue",
-    "priority",
-    "retry",
-    "time_limit_s",
-    "soft_time_limit_s",
-    "job_id",
-    "job_version",
-    "job_name",
-    "scheduled_time",
-)
+_SAME_WORK: Final = (*WORK, "job_id", "job_version", "job_name", "scheduled_time")
 
 #: How much of a large result is read at once, and how much of it is sent at once.
 _READ: Final = 4 * 1024 * 1024

@@ -23,8 +23,8 @@ from app.progress.transition import NewRun
 BY: Final = "the overlap policy of its job"
 
 
-#: What a run takes from the definition of its job as it is.
-_WORK: Final = (
+#: What a run takes from the definition of its job as it is, and another one of the same work from it.
+WORK: Final = (
     "namespace",
     "task",
     "args",
@@ -56,7 +56,7 @@ def run_of(work: Mapping[str, Any], kind: str, job_id: UUID, job_version: int, a
         job_id=job_id,
         job_version=job_version,
         job_name=work["name"],
-        **{name: work[name] for name in _WORK},
+        **{name: work[name] for name in WORK},
         **more,
     )
 

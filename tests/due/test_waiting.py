@@ -78,6 +78,14 @@ async def end(database: Database, *runs: UUID, state: str = SUCCESS, begun: bool
         return await transition.apply(connection, now, {run: [move] for run in runs})
 
 
+async def send(database: Database, run: UUID) -> None:
+    """Its message is out."""
+    async with database.transaction() as connection:
+        await connection.execute(
+            "UPDATE runs SET dispatches = 1, dispatch_time = now(), version = 2 WHERE id = $1", run
+        )
+
+
 def manual(job: UUID) -> NewRun:
     return NewRun(
         **{"id": new_id(), "kind": "manual", "namespace": "n", "task": "t", "args": [], "kwargs": {}},
@@ -153,10 +161,7 @@ async def test_cancel_other_asks_and_waits(database: Database, redis: Redis) -> 
     job = await add(database, overlap="cancel_other")
     await fire(database, redis, job)
     (first,) = await runs_of(database, job)
-    async with database.transaction() as connection:  # its message is out
-        await connection.execute(
-            "UPDATE runs SET dispatches = 1, dispatch_time = now(), version = 2 WHERE id = $1", first["id"]
-        )
+    await send(database, first["id"])
     await fire(database, redis, job)
     first, second = await runs_of(database, job)
     assert (first["cancel"]["by"], first["cancel"]["terminate"]) == ("the overlap policy of its job", False)
@@ -185,10 +190,7 @@ async def test_terminate_other_begins_at_once(database: Database, redis: Redis) 
     job = await add(database, overlap="terminate_other")
     await fire(database, redis, job)
     (first,) = await runs_of(database, job)
-    async with database.transaction() as connection:
-        await connection.execute(
-            "UPDATE runs SET dispatches = 1, dispatch_time = now(), version = 2 WHERE id = $1", first["id"]
-        )
+    await send(database, first["id"])
     await fire(database, redis, job)
     first, second = await runs_of(database, job)
     assert (first["cancel"]["terminate"], first["cancel"]["grace_s"]) == (True, 0)
@@ -247,10 +249,7 @@ async def test_a_run_that_is_to_be_replaced_is_not_let_go_meanwhile(
     job = await add(database, overlap="cancel_other")
     await fire(database, redis, job)
     (first,) = await runs_of(database, job)
-    async with database.transaction() as connection:  # its message is out
-        await connection.execute(
-            "UPDATE runs SET dispatches = 1, dispatch_time = now(), version = 2 WHERE id = $1", first["id"]
-        )
+    await send(database, first["id"])
     await fire(database, redis, job)
     _, second = await runs_of(database, job)
     async with database.transaction() as busy:  # passed over when the first ends
