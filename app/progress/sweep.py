@@ -10,7 +10,7 @@ from app import faults
 from app.database import Database, clock
 from app.logs import place
 from app.logs.store import Store, StoreAway
-from app.progress import queries
+from app.progress import sweep_queries as queries
 from app.settings import Settings
 
 log = structlog.get_logger()
