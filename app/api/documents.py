@@ -52,7 +52,7 @@ _BODY_PROBLEMS: Final = (413, 415)
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an endpoint that may answer with these problems; 422 and 503 are always among them."""
-    return {status: _response(status) for status in sorted({*statuses, 422, 503})}
+    return {status: problem(status) for status in sorted({*statuses, 422, 503})}
 
 
 def writing(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -60,7 +60,8 @@ def writing(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return problems(*statuses, 400, *_BODY_PROBLEMS)
 
 
-def _response(status: int) -> dict[str, Any]:
+def problem(status: int) -> dict[str, Any]:
+    """The description of one problem as an answer."""
     name, title, detail = _EXAMPLES[status]
     example: dict[str, Any] = {"type": f"/problems/{name}", "title": title, "status": status, "detail": detail}
     if status == 422:

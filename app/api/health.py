@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from app.api import queries
+from app.api import documents, queries
 from app.api.metrics import PlaneCollector
 from app.api.plane import Plane, PlaneOf
 from app.api.writes import json_response
@@ -102,6 +102,7 @@ async def get_health() -> dict[str, str]:
     "/readyz",
     responses={
         200: {"content": {"application/json": {"example": {"status": "ready", "parts": {"database": {"ok": True}}}}}},
+        422: documents.problem(422),
         503: {"description": "A part is away", "content": {"application/json": {"schema": {"type": "object"}}}},
     },
 )

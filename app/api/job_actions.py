@@ -73,7 +73,7 @@ async def _before(connection: Connection, now: datetime, job_id: UUID, begin: da
     return max(last, cursor)
 
 
-@router.post("/trigger", response_model=RunOut, status_code=201, responses=writing(404))
+@router.post("/trigger", response_model=RunOut, status_code=201, responses=writing(404, 409))
 async def trigger_job(
     plane: PlaneOf, caller: CallerOf, job_id: UUID, key: KeyOf, body: TriggerNowIn | None = None
 ) -> Response:

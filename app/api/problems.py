@@ -15,6 +15,7 @@ from fastapi.responses import PlainTextResponse
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.database import AWAY
 from app.errors import BadRequest, FieldError, Invalid, JobplaneError, NotFound, Unavailable
@@ -125,7 +126,18 @@ async def _of_the_router(request: Request, error: Exception) -> Response:
         404: f"nothing is at {request.url.path}",
         405: f"{request.url.path} does not know {request.method}",
     }
-    return answer(kind(sentences.get(error.status_code, error.detail)), headers=error.headers)
+    headers = {"Allow": _methods_at(request)} if error.status_code == 405 else error.headers
+    return answer(kind(sentences.get(error.status_code, error.detail)), headers=headers)
+
+
+def _methods_at(request: Request) -> str:
+    """What an address knows; the router names the methods of the first of its endpoints only."""
+    known = (
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    )
+    return ", ".join(known)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

@@ -169,6 +169,7 @@ async def test_bad_runs(client: httpx.AsyncClient, queue: str, database: Databas
         ("kind=weekly", "?kind"),
         ("job_id=7", "?job_id"),
         ("created_after=yesterday", "?created_after"),
+        ("created_after=1346178558", "?created_after"),
         ("created_before=2026-01-01T00:00:00", "?created_before"),
         ("created_after=0001-01-01T00:00:00%2B14:00", "?created_after"),
         ("created_before=9999-12-31T23:59:59Z", "?created_before"),

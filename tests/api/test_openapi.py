@@ -75,6 +75,13 @@ def test_each_operation_is_complete() -> None:
             assert "404" in operation["responses"], name
 
 
+def test_each_reference_leads_somewhere() -> None:
+    made = description()
+    named = set(re.findall(r"#/components/schemas/([^\"/]+)", json.dumps(made)))
+    assert len(named) > 40
+    assert named <= set(made["components"]["schemas"])
+
+
 @pytest.mark.parametrize(
     ("model", "example"),
     [

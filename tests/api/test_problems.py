@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import httpx
 from fastapi import FastAPI
@@ -29,7 +30,8 @@ async def test_the_router_and_the_body(client: httpx.AsyncClient) -> None:
     assert problem(await client.get("/static-offline-docs/nothing.js")) == (404, "not-found")
     wrong = await client.put("/api/v1/jobs", json={})
     assert problem(wrong) == (405, "method-not-allowed")
-    assert "GET" in wrong.headers["allow"]
+    assert wrong.headers["allow"] == "GET, POST"
+    assert (await client.options(f"/api/v1/jobs/{UUID(int=7)}")).headers["allow"] == "GET, PUT, PATCH, DELETE"
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/merge-patch+json", ""):
         answer = await client.post("/api/v1/jobs", content=b"{}", headers={"Content-Type": kind})
         assert problem(answer) == (415, "unsupported-media-type"), kind

@@ -57,13 +57,6 @@ class BackfillIn(In):
     )
     dry_run: Flag = Field(False, description="only tell what would run; nothing is written")
 
-    @field_validator("begin", "end", mode="before")
-    @classmethod
-    def _written(cls, value: object) -> object:
-        if isinstance(value, str | datetime):
-            return value
-        raise ValueError("must be an RFC 3339 time with its zone, such as 2026-03-01T00:00:00Z")
-
     @field_validator("end")
     @classmethod
     def _behind(cls, value: datetime, info: ValidationInfo) -> datetime:

@@ -3,7 +3,18 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    StringConstraints,
+)
+
+from app.schedule.triggers.models import written_instant
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 DAY_S: Final = 86_400
@@ -99,4 +110,4 @@ def _instant(value: datetime) -> datetime:
 
 
 #: A point in time as callers write it; UTC inside. Bounded, so that arithmetic and the database stay within theirs.
-Instant = Annotated[datetime, AfterValidator(_instant)]
+Instant = Annotated[datetime, BeforeValidator(written_instant), AfterValidator(_instant)]

@@ -54,8 +54,8 @@ def _refuse(kind: str, detail: str) -> PydanticCustomError:
     return PydanticCustomError(kind, "{detail}", {"detail": detail})
 
 
-def _written_instant(value: object) -> object:
-    # pydantic takes numbers, and texts of digits, for seconds since 1970.
+def written_instant(value: object) -> object:
+    """Refuse what is not written as a time: pydantic takes numbers, and texts of digits, for seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[Tt ]", value)):
         return value
     raise _refuse("instant", f"must be an RFC 3339 time with its zone, {_EXAMPLE}")
@@ -82,7 +82,7 @@ def _end(value: datetime | None, info: ValidationInfo) -> datetime | None:
     return value
 
 
-Instant = Annotated[datetime, BeforeValidator(_written_instant), AfterValidator(_instant)]
+Instant = Annotated[datetime, BeforeValidator(written_instant), AfterValidator(_instant)]
 StartTime = Annotated[Instant | None, Field(description="no scheduled time before this one; whole seconds")]
 EndTime = Annotated[
     Instant | None, AfterValidator(_end), Field(description="no scheduled time after this one; whole seconds")
