@@ -15,6 +15,8 @@ from app.embedded import dies_with_parent
 T = TypeVar("T")
 
 POLL_S = 0.05
+#: What is waited for comes at once on a machine that has time; this bound is for one that has none.
+PATIENCE_S = 30.0
 
 
 class Process:
@@ -60,7 +62,7 @@ class Process:
     def output(self) -> str:
         return self.output_path.read_text(errors="replace")
 
-    def wait_for_line(self, text: str, timeout: float = 30) -> str:
+    def wait_for_line(self, text: str, timeout: float = 60) -> str:
         """The first line of the output that contains the text; AssertionError if it ends or does not say so in time."""
         deadline = time.monotonic() + timeout
         while True:
@@ -111,7 +113,7 @@ class Process:
         self.kill()
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "the condition") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = PATIENCE_S, what: str = "the condition") -> T:
     """The first true value of `condition`, asked every 50 ms; AssertionError that names `what` and the last value."""
     deadline = time.monotonic() + timeout
     while True:
@@ -123,7 +125,9 @@ def wait_until(condition: Callable[[], T], timeout: float = 10, what: str = "the
         time.sleep(POLL_S)
 
 
-async def eventually(condition: Callable[[], Awaitable[T]], timeout: float = 10, what: str = "the condition") -> T:
+async def eventually(
+    condition: Callable[[], Awaitable[T]], timeout: float = PATIENCE_S, what: str = "the condition"
+) -> T:
     """As `wait_until`, for a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:

@@ -16,6 +16,7 @@ from app.due.backfill import Backfiller
 from app.due.tick import Tick
 from tests.api.conftest import a_job
 from tests.due.test_waiting import end
+from tests.processes import PATIENCE_S
 
 JOBS = "/api/v1/jobs"
 BACKFILLS = "/api/v1/backfills"
@@ -284,9 +285,9 @@ async def test_a_long_poll_holds_no_connection(app: FastAPI, client: httpx.Async
     path = f"{BACKFILLS}/{made['id']}"
     known = await client.get(path, params={"wait": 5, "after_version": 0})
     assert known.json() == made
-    waits = [asyncio.create_task(client.get(path, params={"wait": 20, "after_version": 1})) for _ in range(40)]
+    waits = [asyncio.create_task(client.get(path, params={"wait": 30, "after_version": 1})) for _ in range(40)]
     hub = app.state.plane.hub
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while hub.backfills.waiting < 40:
             await asyncio.sleep(0.01)
     await client.post(f"{path}/pause")
@@ -294,7 +295,7 @@ async def test_a_long_poll_holds_no_connection(app: FastAPI, client: httpx.Async
     assert hub.backfills.waiting == 0
     assert (await client.get(path, params={"wait": 0.05})).json()["state"] == "PAUSED"
     await client.post(f"{path}/cancel")
-    async with asyncio.timeout(5):  # nothing more comes: answered at once
+    async with asyncio.timeout(20):  # nothing more comes: answered at once
         assert (await client.get(path, params={"wait": 30, "after_version": 99})).json()["state"] == "CANCELLED"
     assert (await client.get(f"{BACKFILLS}/{job.rpartition('/')[2]}", params={"wait": 5})).status_code == 404
 

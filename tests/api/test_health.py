@@ -82,7 +82,7 @@ async def test_without_redis_writes_go_on_and_a_cancel_says_what_it_waits_for(
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://plane") as client,
-        asyncio.timeout(20),
+        asyncio.timeout(60),
     ):
         assert (await client.post("/api/v1/queues", json={"name": "default"})).status_code == 201
         fresh, dispatched = [(await client.post("/api/v1/runs", json={"task": "x"})).json()["id"] for _ in range(2)]

@@ -14,6 +14,7 @@ from app.logs.read import AT_ONCE, read
 from app.logs.seal import Sealer
 from app.logs.store import Store
 from tests.logs.streams import over, write
+from tests.processes import PATIENCE_S
 from tests.progress.live import make_run
 
 
@@ -88,14 +89,14 @@ async def test_waiting_ends_with_news_or_with_the_end(
     await asyncio.sleep(0.3)
     assert not waiting.done()
     await write(redis, run_id, b"news\n", 0)
-    assert told(await asyncio.wait_for(waiting, 20)) == ("news\n", 5, 1, "false")
+    assert told(await asyncio.wait_for(waiting, PATIENCE_S)) == ("news\n", 5, 1, "false")
     begin = time.monotonic()
     assert told(await client.get(url, params={"wait": 0.5, "offset": 5})) == ("", 5, 1, "false")
     assert time.monotonic() - begin >= 0.5
     waiting = asyncio.create_task(client.get(url, params={"wait": 30, "offset": 5}))
     await over(database, run_id)
     await write(redis, run_id, b"", 5, last=True)
-    assert told(await asyncio.wait_for(waiting, 20)) == ("", 5, 1, "true")
+    assert told(await asyncio.wait_for(waiting, PATIENCE_S)) == ("", 5, 1, "true")
 
 
 async def test_a_process_that_leaves_lets_nobody_wait(
@@ -105,7 +106,7 @@ async def test_a_process_that_leaves_lets_nobody_wait(
     waiting = asyncio.create_task(client.get(f"/api/v1/runs/{run_id}/logs", params={"wait": 30}))
     await asyncio.sleep(0.1)
     await app.state.plane.hub.drain()
-    assert told(await asyncio.wait_for(waiting, 10)) == ("", 0, 1, "false")
+    assert told(await asyncio.wait_for(waiting, 20)) == ("", 0, 1, "false")
 
 
 async def test_many_who_wait_leave_connections_to_others(

@@ -15,6 +15,7 @@ from app.embedded import free_port
 from app.settings import Settings
 from tests.api.conftest import a_job, client_of
 from tests.dispatch.parts import Rig, amqp_channel
+from tests.processes import PATIENCE_S
 
 QUEUES = "/api/v1/queues"
 
@@ -376,6 +377,6 @@ async def test_a_file_and_a_patch_that_set_limits_do_not_wait_for_each_other(
     monkeypatch.setattr(limit_queries, "shut_the_gate", dawdle)
     file = {"queues": [{"name": "a", "description": "x"}, {"name": "b", "max_active": 2}]}
     applying = asyncio.create_task(client.post("/api/v1/jobs/apply", json=file))
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), PATIENCE_S)
     answers = await asyncio.gather(applying, client.patch(f"{QUEUES}/a", json={"max_active": 3}))
     assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]

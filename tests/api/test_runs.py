@@ -148,12 +148,12 @@ async def test_waiting_for_news(client: httpx.AsyncClient, queue: str, world: Wo
     waiting = asyncio.create_task(client.get(url, params={"wait": 30, "after_version": 1}))
     until_end = asyncio.create_task(client.get(url, params={"wait": 30, "until": "end"}))
     await world.started(run["id"], leased=True)
-    news = (await asyncio.wait_for(waiting, 10)).json()
+    news = (await asyncio.wait_for(waiting, 20)).json()
     assert news["version"] > 1
     RunOut.model_validate(news)
     assert not until_end.done()
     await world.ended(run["id"])
-    last = (await asyncio.wait_for(until_end, 10)).json()
+    last = (await asyncio.wait_for(until_end, 20)).json()
     assert last["state"] == "SUCCESS"
     assert last == (await client.get(url)).json()
     assert (await client.get(url, params={"wait": 30, "until": "end"})).json() == last

@@ -218,7 +218,7 @@ async def test_a_broker_that_is_away(
             await outbox.run_once()
             return codes(await why(client, run)) == ["broker_away"]
 
-        await eventually(told, 10, "a broker that is away")
+        await eventually(told, what="a broker that is away")
         await broker.close()
     (item,) = await why(client, run)
     assert item["detail"].startswith(f"The broker has been away since {item['time']}, for ")

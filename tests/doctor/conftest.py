@@ -96,7 +96,7 @@ class Rig:
     def ready(self) -> None:
         """All stock workers that were started are at work."""
         for process in self.waited:
-            process.wait_for_line(" ready.", 40)
+            process.wait_for_line(" ready.")
 
     def execute(self, *statements: str) -> None:
         execute(self.plane.database_url, *statements)

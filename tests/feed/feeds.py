@@ -27,6 +27,7 @@ from app.progress.moves import end
 from app.progress.standing import Move, Standing
 from app.progress.transition import NewRun, apply, create
 from app.settings import Settings
+from tests.processes import PATIENCE_S
 from workers.protocol import LOGS_KEY, log_key
 
 RETRY = {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_factor": 2, "max_backoff_s": 600}
@@ -57,7 +58,7 @@ async def api(
     server = Server(config(app, host="127.0.0.1", port=port, log_config=None, log_level="warning"), hub.drain)
     serving = asyncio.create_task(server._serve())  # `serve` would take the test run's signal handlers
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not server.started or not hub.hearing:
                 await asyncio.sleep(0.01)
         yield Api(hub, port, server)
@@ -77,7 +78,7 @@ class Client:
         self.seen: dict[str, list[tuple[str, int]]] = {}
         self.at: list[float] = []
 
-    async def next(self, timeout_s: float = 8) -> dict[str, Any]:
+    async def next(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         async with asyncio.timeout(timeout_s):
             frame = orjson.loads(await self.socket.recv())
         self.frames.append(frame)
@@ -86,14 +87,14 @@ class Client:
             self.seen.setdefault(run["id"], []).append((run["state"], run["version"]))
         return frame
 
-    async def until(self, kind: str, timeout_s: float = 8) -> dict[str, Any]:
+    async def until(self, kind: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The next frame of this type; those before it are kept as well."""
         async with asyncio.timeout(timeout_s):
             while (frame := await self.next(timeout_s))["type"] != kind:
                 pass
         return frame
 
-    async def until_state(self, run_id: Any, state: str, timeout_s: float = 8) -> None:
+    async def until_state(self, run_id: Any, state: str, timeout_s: float = PATIENCE_S) -> None:
         """Until the newest value of a run is in this state."""
         async with asyncio.timeout(timeout_s):
             while self.state(run_id) != state:
@@ -102,7 +103,7 @@ class Client:
     def state(self, run_id: Any) -> str | None:
         return self.seen.get(str(run_id), [(None, 0)])[-1][0]
 
-    async def closed(self, timeout_s: float = 8) -> tuple[int | None, str | None]:
+    async def closed(self, timeout_s: float = PATIENCE_S) -> tuple[int | None, str | None]:
         """How the server ended it; frames before that are kept."""
         try:
             while True:

@@ -13,7 +13,7 @@ from app.feed.hub import Limits
 from app.feed.logs import PART
 from app.settings import Settings
 from tests.feed.feeds import Api, Client, Runs, Writer, api, client
-from tests.processes import eventually
+from tests.processes import PATIENCE_S, eventually
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def text(watcher: Client, attempt: int = 1) -> str:
 
 
 async def until_text(watcher: Client, wanted: str, attempt: int = 1) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while wanted not in text(watcher, attempt):
             await watcher.next()
 

@@ -4,6 +4,7 @@ import asyncio
 
 from app.database import new_id
 from tests.feed.feeds import Api, Runs, client
+from tests.processes import PATIENCE_S
 
 NOBODY = "018f3f00-0000-7000-8000-000000000000"
 
@@ -82,12 +83,12 @@ async def test_a_page_of_another_site_may_not_follow(feed: Api) -> None:
 async def test_a_long_poll_answers_news_and_ends(feed: Api, runs: Runs) -> None:
     [run_id] = await runs.make()
     hub = feed.hub
-    known = await hub.wait_for(run_id, 0, False, 5)
+    known = await hub.wait_for(run_id, 0, False, PATIENCE_S)
     assert known is not None
     assert (known["id"], known["version"], known["create_time"][-1]) == (str(run_id), 1, "Z")
 
-    news = asyncio.create_task(hub.wait_for(run_id, 1, False, 8))
-    ends = asyncio.create_task(hub.wait_for(run_id, 1, True, 8))
+    news = asyncio.create_task(hub.wait_for(run_id, 1, False, PATIENCE_S))
+    ends = asyncio.create_task(hub.wait_for(run_id, 1, True, 2 * PATIENCE_S))
     while hub.listeners < 2:
         await asyncio.sleep(0.01)
     assert not news.done()
@@ -96,7 +97,7 @@ async def test_a_long_poll_answers_news_and_ends(feed: Api, runs: Runs) -> None:
     assert answered is not None
     assert answered["state"] == "STARTED"
     assert not ends.done()
-    unversioned = asyncio.create_task(hub.wait_for(run_id, None, False, 8))
+    unversioned = asyncio.create_task(hub.wait_for(run_id, None, False, PATIENCE_S))
     current = 0
     while not unversioned.done():  # whichever is the first that it does not know
         current += 1
@@ -108,7 +109,7 @@ async def test_a_long_poll_answers_news_and_ends(feed: Api, runs: Runs) -> None:
     ended = await ends
     assert ended is not None
     assert ended["state"] == "SUCCESS"
-    assert await hub.wait_for(run_id, 99, False, 5) == ended
+    assert await hub.wait_for(run_id, 99, False, PATIENCE_S) == ended
     assert hub.listeners == 0
 
 
@@ -122,7 +123,7 @@ async def test_a_long_poll_without_news_or_run_answers_nothing(feed: Api, runs: 
 async def test_waiting_holds_no_database_connection(feed: Api, runs: Runs) -> None:
     """Three times as many waiters as the pool has places, and the pool is free."""
     [run_id] = await runs.make()
-    waiting = [asyncio.create_task(feed.hub.wait_for(run_id, 1, True, 8)) for _ in range(30)]
+    waiting = [asyncio.create_task(feed.hub.wait_for(run_id, 1, True, PATIENCE_S)) for _ in range(30)]
     while feed.hub.listeners < 30:
         await asyncio.sleep(0.01)
     await runs.move(run_id, to="SUCCESS")

@@ -22,7 +22,7 @@ from app.feed.hub import Limits
 from app.progress.announce import channel_of
 from app.settings import Settings
 from tests.feed.feeds import Api, Runs, api, client
-from tests.processes import Process, eventually
+from tests.processes import PATIENCE_S, Process, eventually
 from tests.proxy import TcpProxy
 from workers.protocol import RUNS_CHANNEL
 
@@ -147,7 +147,7 @@ async def test_a_client_that_takes_nothing_is_closed_and_the_others_notice_nothi
 async def _until_reads(raw: socket.socket, wanted: bytes) -> None:
     """Take what the server has sent until these bytes come."""
     loop, tail = asyncio.get_running_loop(), b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while wanted not in tail:
             chunk = await loop.sock_recv(raw, 65536)
             assert chunk, f"ended with {tail[-200:]!r}"
@@ -294,7 +294,7 @@ async def test_a_real_process_that_is_asked_to_stop_sends_its_watchers_elsewhere
             **{f"JOBPLANE_{name.upper()}": str(value) for name, value in {**_plain(settings), "port": port}.items()},
         },
     )
-    await eventually(lambda: _listens(port), 30, "the API listens")
+    await eventually(lambda: _listens(port), what="the API listens")
     async with client(f"ws://127.0.0.1:{port}/api/v1/runs/{run_id}/feed") as watcher:
         assert (await watcher.next())["run"]["id"] == str(run_id)
         process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from app.database import Database, Record, clock, new_id
 from app.progress.reports import key_of
 from app.progress.transition import NewRun, create
-from tests.processes import eventually
+from tests.processes import PATIENCE_S, eventually
 from tests.progress.standings import policy
 from workers.protocol import TaskId
 
@@ -56,7 +56,7 @@ async def reaches(
     database: Database,
     run_id: UUID,
     state: str,
-    timeout: float = 10,
+    timeout: float = PATIENCE_S,
     run_once: Callable[[], Awaitable[Any]] | None = None,
 ) -> Record:
     """The row of the run once it is in this state; `run_once` is called each time before it is looked at."""
@@ -120,7 +120,7 @@ async def recording(recorder: R) -> AsyncIterator[R]:
                 task.result()
             return recorder.listening
 
-        await eventually(hears, 10, "a recorder that listens")
+        await eventually(hears, what="a recorder that listens")
         yield recorder
     finally:
         stop.set()

@@ -388,7 +388,7 @@ def start_stock(settings: Settings, folder: Path, start: Callable[..., Process],
     command = [sys.executable, "-m", "celery", "-A", "stock_service", "worker", "-Q", "game", "-c", "1"]
     command += ["-n", "stock@h", "-l", "info", "--without-mingle", "--without-gossip", *options]
     worker = start(command, name="stock", cwd=folder)
-    worker.wait_for_line("ready.", 40)
+    worker.wait_for_line("ready.")
     return worker
 
 
@@ -414,13 +414,13 @@ async def test_a_stock_worker_is_told_as_far_as_celery_allows(
     reason = "cancel asked by ann: a stock worker ends what it has begun only by terminate"
     assert (row["state"], row["reason"]) == ("STARTED", reason)
     await canceller.run_once()  # tells of the other one
-    worker.wait_for_line(f"Tasks flagged as revoked: {TaskId(waiting, 1)}"[:60], 10)
+    worker.wait_for_line(f"Tasks flagged as revoked: {TaskId(waiting, 1)}"[:60])
 
     await ask_for(database, running, terminate=True)
-    row = await reaches(database, running, "REVOKED", 15, run_once=canceller.run_once)
+    row = await reaches(database, running, "REVOKED", run_once=canceller.run_once)
     assert (row["reason"], row["cancel_next_time"]) == ("cancelled by ann", None)
-    worker.wait_for_line(f"Terminating {TaskId(running, 1)}", 5)
-    worker.wait_for_line(f"Discarding revoked task: stock.body[{TaskId(waiting, 1)}]", 15)
+    worker.wait_for_line(f"Terminating {TaskId(running, 1)}")
+    worker.wait_for_line(f"Discarding revoked task: stock.body[{TaskId(waiting, 1)}]")
     assert (tmp_path / "running").read_text() == "begun"
     assert not (tmp_path / "waiting").exists()
 
@@ -447,7 +447,7 @@ async def test_a_worker_with_threads_cannot_terminate(
     row = await row_of(database, run_id)
     assert row["reason"] == "cancel asked by ann: stock@h runs its tasks in threads, which nobody can terminate"
     (tmp_path / "running.go").touch()
-    row = await reaches(database, run_id, "SUCCESS", 20)
+    row = await reaches(database, run_id, "SUCCESS")
     assert row["cancel"]["by"] == "ann"
 
 
@@ -478,7 +478,7 @@ async def test_a_body_of_ours_that_heeds_nothing_is_killed_after_its_grace(
         cwd=Path(__file__).parents[2],
         env=env,
     )
-    worker.wait_for_line("ready.", 40)
+    worker.wait_for_line("ready.")
     canceller = Canceller(database, redis, any_settings)
     run_id = await make_run(database, queue="game")
     path = tmp_path / "body"
@@ -495,14 +495,14 @@ async def test_a_body_of_ours_that_heeds_nothing_is_killed_after_its_grace(
         await canceller.run_once()
         return f"Terminating {TaskId(run_id, 1)}" in worker.output()
 
-    await eventually(terminating, 30, "the worker is told")
+    await eventually(terminating, what="the worker is told")
 
     async def silent() -> bool:
         before = path.read_text()
         await asyncio.sleep(0.6)
         return path.read_text() == before
 
-    await eventually(silent, 10, "the body is dead")
+    await eventually(silent, what="the body is dead")
 
     async def over() -> Record | None:
         await look_now_if_due(database, run_id)
@@ -510,11 +510,11 @@ async def test_a_body_of_ours_that_heeds_nothing_is_killed_after_its_grace(
         row = await row_of(database, run_id)
         return row if row["cancel_next_time"] is None else None
 
-    await eventually(over, 20, "nothing is left to do")
+    await eventually(over, what="nothing is left to do")
     second = await make_run(database, queue="game")
     other = tmp_path / "second"
     send(any_settings, "test.stubborn", second, str(other))
-    wait_until(other.exists, 20, "the worker goes on with the next message")
+    wait_until(other.exists, what="the worker goes on with the next message")
 
 
 async def look_now_if_due(database: Database, run_id: UUID) -> None:

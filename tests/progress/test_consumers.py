@@ -152,7 +152,7 @@ async def test_of_stock_workers_only_what_surely_nobody_has_is_sent_again(
         await reaper.run_once()
         return (await row_of(database, lost))["dispatch_time"] is None
 
-    await eventually(sent_again, 30, "the lost run to be sent again")
+    await eventually(sent_again, what="the lost run to be sent again")
     row = await row_of(database, lost)
     assert (row["reason"], row["attempt"], row["dispatches"]) == ("lost on the way: sent again", 1, 1)
     for run_id in (kept, untold):
@@ -203,7 +203,7 @@ async def test_a_retry_whose_message_is_lost_is_a_lost_attempt(
         await reaper.run_once()
         return bool((await row_of(database, lost))["attempt"] == 2)
 
-    await eventually(run_again, 30, "the next attempt")
+    await eventually(run_again, what="the next attempt")
     row = await row_of(database, lost)
     assert (row["state"], row["lost"], row["attempts"][0]["retries"]) == ("PENDING", 1, 1)
     assert await redis.get(lease_key(lost, 1, 1)) == REAPED.encode()

@@ -349,7 +349,7 @@ async def test_on_redis_all_workers_are_asked(
     shared = await make_run(database, queue="shared", dispatch_time=ago)
     reaper = searching(database, redis, settings, {"ours": Queue(0, None), "shared": Queue(0, None)})
     await reaper.run_once()
-    await eventually(lambda: _sent_again(reaper, database, ours), 15, "the run to be sent again")
+    await eventually(lambda: _sent_again(reaper, database, ours), what="the run to be sent again")
     assert (await row_of(database, shared))["reason"] == moves.UNHEARD
 
 

@@ -121,13 +121,13 @@ async def test_a_stock_worker_with_rpc_results_is_followed_to_the_end(
     async with recording(replies):
         await asyncio.to_thread(worker.wait_for_line, "ready.")
         await asyncio.to_thread(send_all)
-        row = await reaches(database, scored.run_id, "SUCCESS", 20)
+        row = await reaches(database, scored.run_id, "SUCCESS")
         assert (row["result"], row["progress"]["percent"]) == ({"scored": 10}, 100)
         assert row["worker"] == "other@h"
-        row = await reaches(database, failed.run_id, "FAILURE", 20)
+        row = await reaches(database, failed.run_id, "FAILURE")
         assert (row["error"]["type"], row["error"]["message"]) == ("KeyError", "no such post")
         assert 'raise KeyError("no such post")' in row["error"]["traceback"]
-        row = await reaches(database, retried.run_id, "SUCCESS", 20)
+        row = await reaches(database, retried.run_id, "SUCCESS")
         assert row["result"] == 1
     row = await row_of(database, unknown.run_id)
     assert (row["state"], row["not_registered"]) == ("PENDING", 1)
@@ -239,7 +239,7 @@ async def test_a_scheduler_that_is_killed_between_commit_and_word_to_the_broker_
     await answer(channel, settings.reply_queue, task_id, stored_state(task_id, "STARTED"))
     await asyncio.to_thread(doomed.wait)
     await answer(channel, settings.reply_queue, task_id, stored_state(task_id, "SUCCESS", 1))
-    await reaches(database, task_id.run_id, "SUCCESS", 30)
+    await reaches(database, task_id.run_id, "SUCCESS")
     assert await states_of(database, task_id) == ["PENDING", "STARTED", "SUCCESS"]
     assert await asyncio.to_thread(other.stop) == 0
 
@@ -287,23 +287,23 @@ async def test_a_broker_that_is_restarted_brings_what_was_not_written_once_more(
     runs = [TaskId(await make_run(database), 1) for _ in range(50)]
     replies = Replies(database, redis, own, "one")
     try:
-        await eventually(lambda: _listens(replies), 20, "a recorder that listens")
+        await eventually(lambda: _listens(replies), what="a recorder that listens")
         faults.arm("record.before_commit=raise")
         await send_to(server.url(), own.reply_queue, runs, "STARTED")
         await eventually(lambda: _fails(replies), what="a fault")
         # Not killed: RabbitMQ 3.10 loses a quorum queue that was made in the last seconds before that.
         await asyncio.to_thread(server.stop)
-        await eventually(lambda: _hears_nothing(replies), 30, "the loss of the broker")
+        await eventually(lambda: _hears_nothing(replies), what="the loss of the broker")
         faults.arm("")
         await asyncio.to_thread(server.start)
         # A quorum queue answers some seconds after its broker does.
         await eventually(lambda: _listens(replies), 60, "the broker")
         async with recording(replies):
             for task_id in runs:
-                await reaches(database, task_id.run_id, "STARTED", 20)
+                await reaches(database, task_id.run_id, "STARTED")
             await send_to(server.url(), own.reply_queue, runs, "SUCCESS")
             for task_id in runs:
-                await reaches(database, task_id.run_id, "SUCCESS", 20)
+                await reaches(database, task_id.run_id, "SUCCESS")
                 assert await states_of(database, task_id) == ["PENDING", "STARTED", "SUCCESS"]
     finally:
         faults.arm("")

@@ -119,7 +119,7 @@ async def test_with_the_store_away_the_end_waits_and_the_others_do_not(
         await say(redis, second, end(second))
         await say(redis, third, end(third, "x" * 70_000))
         for task_id in (second, third):
-            result = (await reaches(database, task_id.run_id, "SUCCESS", 20))["result"]
+            result = (await reaches(database, task_id.run_id, "SUCCESS"))["result"]
             assert result["jobplane"] == "result lost"
             assert result["bytes"] > 70_000
             assert "log store" in result["why"]
@@ -205,7 +205,7 @@ async def test_a_large_result_through_rpc(
     first = Replies(database, redis, settings, "one")
     async with recording(first):
         await reply(large, end(large))
-        await reaches(database, large.run_id, "SUCCESS", 20)
+        await reaches(database, large.run_id, "SUCCESS")
         assert await kept(database, folder, large.run_id) == ROWS
         folder.rename(folder.with_name("elsewhere"))
         folder.touch()
@@ -217,7 +217,7 @@ async def test_a_large_result_through_rpc(
         assert await _waits(first, waits)
         folder.unlink()
         folder.with_name("elsewhere").rename(folder)
-        await reaches(database, waits.run_id, "SUCCESS", 20)
+        await reaches(database, waits.run_id, "SUCCESS")
         assert await kept(database, folder, waits.run_id) == ROWS
         folder.rename(folder.with_name("elsewhere"))
         folder.touch()
@@ -226,5 +226,5 @@ async def test_a_large_result_through_rpc(
     folder.unlink()
     folder.with_name("elsewhere").rename(folder)
     async with recording(Replies(database, redis, settings, "two")):
-        await reaches(database, leaves.run_id, "SUCCESS", 20)
+        await reaches(database, leaves.run_id, "SUCCESS")
     assert await kept(database, folder, leaves.run_id) == ROWS

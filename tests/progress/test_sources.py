@@ -75,7 +75,7 @@ async def test_results_elsewhere_are_heard_read_and_let_go(
             assert (await reaches(database, silent.run_id, "SUCCESS"))["result"] == "read"
             await asyncio.to_thread(worker.wait_for_line, "ready.")
             await asyncio.to_thread(send)
-            row = await reaches(database, worked.run_id, "SUCCESS", 20)
+            row = await reaches(database, worked.run_id, "SUCCESS")
             assert (row["result"], row["progress"]["percent"]) == ("done", 50)
             for task_id in (silent, worked):
 

@@ -76,15 +76,15 @@ async def test_a_stock_service_is_followed_to_the_end(
         send("apps.tasks.fails", failed)
         send("apps.tasks.nobody_knows_this", unknown)
         send("apps.tasks.retries", retried)
-        row = await reaches(database, scored, "SUCCESS", 20)
+        row = await reaches(database, scored, "SUCCESS")
         assert row["result"] == {"scored": 10, "mean": "NaN"}
         assert row["progress"]["percent"] == 100
         assert row["progress"]["message"] == "post 10"
         assert row["worker"] == "other@h"
-        row = await reaches(database, failed, "FAILURE", 20)
+        row = await reaches(database, failed, "FAILURE")
         assert (row["error"]["type"], row["error"]["message"]) == ("KeyError", "no such post")
         assert "no such post" in row["error"]["traceback"]
-        row = await reaches(database, retried, "SUCCESS", 20)
+        row = await reaches(database, retried, "SUCCESS")
         assert row["result"] == 1
     row = await row_of(database, unknown)
     assert row["state"] == "PENDING", "nothing ran: the same attempt goes out again"
