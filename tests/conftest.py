@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import redis as redis_sync
 from redis.asyncio import Redis
@@ -22,6 +23,13 @@ from tests.servers import RABBITMQ_BIN, RabbitMQ
 # What the person who runs the tests has set for a plane of their own must not reach ours.
 for _name in [name for name in os.environ if name.startswith("JOBPLANE_")]:
     del os.environ[_name]
+
+# Its own deadline is 200 ms an example, which says nothing where others have the processor; and a suite that is red now
+# and then, each time by another example, helps nobody: whoever searches for one sets `derandomize` off.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 TEMPLATE = "jobplane_template"
 VALKEY_DATABASES = 64
