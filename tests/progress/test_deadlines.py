@@ -18,15 +18,17 @@ from app.progress.reap import Reaper
 from app.settings import Settings
 from tests.progress.live import make_run, reaches, row_of
 from tests.progress.standings import NOW, SENT, policy, report
-from tests.progress.test_reap import LEASE_S, LONG_AGO, calm, started, store
+from tests.progress.test_reap import LEASE_S, LONG_AGO, SILENCE_S, Clock, calm, reapers_clock, started, store
 from workers.protocol import CANCELLED, DONE, HELD, lease_key
+
+__all__ = ["reapers_clock"]
 
 LATE: dict[str, Any] = {"deadline_time": LONG_AGO}
 
 
 @pytest.fixture
 async def reaper(database: Database, redis: Redis, settings: Settings) -> Reaper:
-    made = Reaper(database, redis, settings, None, lease_s=LEASE_S, silence_s=0.3)
+    made = Reaper(database, redis, settings, None, lease_s=LEASE_S, silence_s=SILENCE_S)
     await calm(made)
     return made
 
@@ -104,7 +106,7 @@ async def test_of_a_stock_worker_the_outcome_is_not_known(database: Database, re
 
 
 async def test_an_end_that_is_stored_counts_and_one_that_comes_later_is_kept(
-    database: Database, redis: Redis, reaper: Reaper
+    database: Database, redis: Redis, reaper: Reaper, reapers_clock: Clock
 ) -> None:
     done, about_to = await started(database, **LATE), await started(database, **LATE)
     await store(redis, done, "SUCCESS", 42)
@@ -113,6 +115,7 @@ async def test_an_end_that_is_stored_counts_and_one_that_comes_later_is_kept(
     row = await row_of(database, done)
     assert (row["state"], row["result"]) == ("SUCCESS", 42)
     assert (await row_of(database, about_to))["state"] == "STARTED", "its last word is on its way"
+    reapers_clock.ahead_s += SILENCE_S
     row = await reaches(database, about_to, "FAILURE", run_once=reaper.run_once)
     assert row["attempt"] == 1
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,10 +25,22 @@ from app.settings import Settings
 from tests.processes import Process, eventually
 from tests.progress.live import make_run, reaches, row_of, stored_state
 from tests.progress.standings import policy
-from workers.protocol import CANCELLED, DONE, HELD, REAPED, TaskId, lease_key, presence_key
+from workers.protocol import CANCELLED, DONE, HEARTBEAT_S, HELD, REAPED, TaskId, lease_key, presence_key
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-LEASE_S = 0.2
+#: A reaper believes that a lease is gone soon after its start, and doubts for longer than any test takes: `Clock`.
+LEASE_S = 0.02
+SILENCE_S = 100.0
+
+
+class Clock:
+    """The module `time`, as far as a reaper needs it, for tests that put it forward instead of waiting."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +54,21 @@ class Queue:
 @pytest.fixture
 async def reaper(database: Database, redis: Redis, settings: Settings) -> Reaper:
     """A reaper whose first lease has gone by."""
-    made = Reaper(database, redis, settings, None, lease_s=LEASE_S, silence_s=0.3)
+    made = Reaper(database, redis, settings, None, lease_s=LEASE_S, silence_s=SILENCE_S)
     await calm(made)
     return made
+
+
+@pytest.fixture
+def reapers_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("app.progress.reap.time", clock)
+    return clock
+
+
+async def silent_since_long_ago(database: Database, run_id: UUID) -> None:
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE runs SET update_time = $2 WHERE id = $1", run_id, LONG_AGO)
 
 
 async def calm(*reapers: Reaper) -> None:
@@ -101,34 +126,36 @@ async def test_a_result_that_is_stored_counts(database: Database, redis: Redis, 
     assert (await row_of(database, hostile))["attempt"] == 2
 
 
-async def test_a_lease_that_nobody_told_us_of_is_learnt(database: Database, redis: Redis, reaper: Reaper) -> None:
+async def test_a_lease_that_nobody_told_us_of_is_learnt(
+    database: Database, redis: Redis, reaper: Reaper, reapers_clock: Clock
+) -> None:
     """The pushes of STARTED were lost: of the first try of one run, of Celery's second try of the other."""
     unknown, retried = await started(database, leased=False), await started(database)
-    await redis.set(lease_key(unknown, 1, 0), f"{HELD}abc", px=30_000)
+    await redis.set(lease_key(unknown, 1, 0), f"{HELD}abc", px=300_000)
     await redis.set(lease_key(retried, 1, 0), DONE)
     await redis.set(lease_key(retried, 1, 1), f"{HELD}abc", px=30_000)
     await reaper.run_once()
     assert (await row_of(database, unknown))["leased"]
-    row = await reaches(database, retried, "STARTED", run_once=reaper.run_once)
-    await asyncio.sleep(0.4)
+    await reaper.run_once()
+    reapers_clock.ahead_s += SILENCE_S
     await reaper.run_once()
     row = await row_of(database, retried)
     assert (row["state"], row["retries"], row["attempt"]) == ("STARTED", 1, 1)
     await redis.delete(lease_key(unknown, 1, 0))
-    await asyncio.sleep(0.1)
     await reaper.run_once()
     assert (await row_of(database, unknown))["attempt"] == 1, "given back before its time: the next may take it"
 
 
 async def test_what_a_stopped_worker_gave_back_is_lost_when_nobody_takes_it(
-    database: Database, redis: Redis, reaper: Reaper
+    database: Database, redis: Redis, reaper: Reaper, reapers_clock: Clock
 ) -> None:
     run_id = await started(database)
-    await redis.set(lease_key(run_id, 1, 0), f"{HELD}abc", px=600)
+    await redis.set(lease_key(run_id, 1, 0), f"{HELD}abc", px=300_000)
     await reaper.run_once()
     await redis.delete(lease_key(run_id, 1, 0))
     await reaper.run_once()
     assert (await row_of(database, run_id))["attempt"] == 1
+    reapers_clock.ahead_s += 301
     row = await reaches(database, run_id, "PENDING", run_once=reaper.run_once)
     assert row["attempt"] == 2
 
@@ -136,21 +163,23 @@ async def test_what_a_stopped_worker_gave_back_is_lost_when_nobody_takes_it(
 async def test_a_lease_that_was_given_back_before_we_saw_it_is_no_loss(
     database: Database, redis: Redis, reaper: Reaper
 ) -> None:
-    run_id = await started(database, update_time=datetime.now(UTC) + timedelta(seconds=1))
+    run_id = await started(database, update_time=datetime.now(UTC) + timedelta(hours=1))
     await reaper.run_once()
     assert (await row_of(database, run_id))["attempt"] == 1
+    await silent_since_long_ago(database, run_id)
     row = await reaches(database, run_id, "PENDING", run_once=reaper.run_once)
     assert (row["attempt"], row["lost"]) == (2, 1), "nobody took it"
 
 
 @pytest.mark.parametrize(("value", "state"), [(DONE, "FAILURE"), (CANCELLED, "REVOKED")])
 async def test_an_ended_lease_beside_a_live_run_is_believed_after_a_while(
-    value: str, state: str, database: Database, redis: Redis, reaper: Reaper
+    value: str, state: str, database: Database, redis: Redis, reaper: Reaper, reapers_clock: Clock
 ) -> None:
     run_id = await started(database)
     await redis.set(lease_key(run_id, 1, 0), value)
     await reaper.run_once()
     assert (await row_of(database, run_id))["state"] == "STARTED"
+    reapers_clock.ahead_s += SILENCE_S
     row = await reaches(database, run_id, state, run_once=reaper.run_once)
     assert row["attempt"] == 1, "what was done is never done again without knowing"
     assert row["error"] is None or row["error"]["type"] == "OutcomeUnknown"
@@ -182,25 +211,36 @@ async def test_two_reapers_lose_a_run_once(database: Database, redis: Redis, set
 
 
 async def test_nothing_is_reaped_for_one_lease_after_redis_was_away_or_restarted(
-    database: Database, settings: Settings, tmp_path: Path
+    database: Database,
+    settings: Settings,
+    tmp_path: Path,
+    reapers_clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("app.progress.calm.time", reapers_clock)
     server = Valkey(tmp_path)
     server.start()
     redis = Redis.from_url(server.url)
-    reaper = Reaper(database, redis, settings, None, lease_s=1.0)
+    reaper = Reaper(database, redis, settings, None, lease_s=60 - HEARTBEAT_S)
+
+    async def look_for(seconds: int) -> None:
+        for _ in range(0, seconds, 5):  # who does not look for long has to wait again
+            reapers_clock.ahead_s += 5
+            await reaper.run_once()
+
     try:
         run_id = await started(database)
         await reaper.run_once()
-        await asyncio.sleep(0.5)
+        await look_for(30)
         server.stop()
         with pytest.raises(RedisError):
             await reaper.run_once()
         server.start()
         await reaper.run_once()
-        await asyncio.sleep(1.2)  # by now the reaper's own first lease is over, but not the one since the restart
-        await reaper.run_once()
+        await look_for(35)  # by now the reaper's own first minute is over, but not the one since the restart
         assert (await row_of(database, run_id))["state"] == "STARTED"
-        await reaches(database, run_id, "PENDING", 5, reaper.run_once)
+        await look_for(25)
+        assert (await row_of(database, run_id))["state"] == "PENDING"
     finally:
         await redis.aclose()
         server.stop()
@@ -249,6 +289,7 @@ async def test_a_revocation_from_outside_is_the_end_after_silence(database: Data
     other = await make_run(database, reason="something else", update_time=LONG_AGO)
     await reaper.run_once()
     assert (await row_of(database, outside))["state"] == "PENDING"
+    await silent_since_long_ago(database, outside)
     row = await reaches(database, outside, "REVOKED", run_once=reaper.run_once)
     assert row["reason"] == moves.REVOKED_OUTSIDE
     assert (await row_of(database, other))["state"] == "PENDING"
@@ -266,8 +307,9 @@ def searching(database: Database, redis: Redis, settings: Settings, queues: dict
 
 
 async def test_a_message_that_was_lost_is_sent_again_only_where_that_is_safe(
-    database: Database, redis: Redis, settings: Settings
+    database: Database, redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.progress.control._ALL_ANSWER_S", 0.1)  # there is nobody who could answer
     queues = {
         "ours": Queue(0, 2),
         "mixed": Queue(0, 2),
@@ -338,17 +380,19 @@ async def test_on_redis_all_workers_are_asked(
             "stranger@h",
             "-l",
             "info",
+            "--without-mingle",
+            "--without-gossip",
         ],
         name="stranger",
         cwd=tmp_path,
     )
     worker.wait_for_line("ready.")
     await present(redis, "a@h", "shared", "ours")
+    reaper = searching(database, redis, settings, {"ours": Queue(0, None), "shared": Queue(0, None)})
+    await calm(reaper)
     ago = datetime.now(UTC) - timedelta(seconds=settings.dispatch_timeout_s + 5)
     ours = await make_run(database, queue="ours", dispatch_time=ago)
     shared = await make_run(database, queue="shared", dispatch_time=ago)
-    reaper = searching(database, redis, settings, {"ours": Queue(0, None), "shared": Queue(0, None)})
-    await reaper.run_once()
     await eventually(lambda: _sent_again(reaper, database, ours), what="the run to be sent again")
     assert (await row_of(database, shared))["reason"] == moves.UNHEARD
 
