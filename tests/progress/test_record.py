@@ -137,8 +137,9 @@ async def test_a_batch_is_kept_until_it_is_written(
         await eventually(lambda: _listens(recorder), what="a recorder that listens")
         await say(redis, task_id, stored_state(task_id, "RETRY", {"exc_type": "E"}, retries=0))
         await say(redis, task_id, stored_state(task_id, "SUCCESS", 5))
+        await eventually(lambda: _waiting(recorder, 2), what="both reports")  # one batch
         with pytest.raises(faults.InjectedFault):
-            await _some_passes(recorder)
+            await recorder.run_once()
         assert await recorder.run_once()
     finally:
         faults.arm("")
@@ -147,9 +148,9 @@ async def test_a_batch_is_kept_until_it_is_written(
     assert await count(database, "refused_reports") == 0
 
 
-async def _some_passes(recorder: Recorder) -> None:
-    for _ in range(20):
-        await recorder.run_once()
+async def _waiting(recorder: Recorder, number: int) -> bool:
+    assert recorder._listener is not None
+    return recorder._listener.waiting.count >= number
 
 
 async def test_a_table_that_is_away_for_a_while_loses_nothing(
@@ -161,9 +162,10 @@ async def test_a_table_that_is_away_for_a_while_loses_nothing(
         async with database.transaction() as connection:
             await connection.execute("ALTER TABLE run_events RENAME TO run_events_away")
         await say(redis, task_id, stored_state(task_id, "SUCCESS", 5))
+        await eventually(lambda: _waiting(recorder, 1), what="the report")
         for _ in range(3):
             with pytest.raises(Exception, match="run_events"):
-                await _some_passes(recorder)
+                await recorder.run_once()
         async with database.transaction() as connection:
             await connection.execute("ALTER TABLE run_events_away RENAME TO run_events")
         await recorder.run_once()
@@ -211,8 +213,11 @@ async def test_the_truth_is_read_again_and_again(database: Database, redis: Redi
         await reaches(database, task_id.run_id, "SUCCESS")
 
 
-async def test_another_recorder_takes_over(database: Database, redis: Redis, settings: Settings) -> None:
+async def test_another_recorder_takes_over(
+    database: Database, redis: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first is not closed but just does nothing any more, as a killed process."""
+    monkeypatch.setattr("app.progress.turn.LEASE_S", 120.0)
     first, second = (Recorder(database, redis, settings, name) for name in ("one", "two"))
     task_id = TaskId(await make_run(database), 1)
     try:
@@ -222,7 +227,10 @@ async def test_another_recorder_takes_over(database: Database, redis: Redis, set
         assert first.holds
         assert not await second.run_once()
         await say(redis, task_id, stored_state(task_id, "SUCCESS", 7))
-        row = await reaches(database, task_id.run_id, "SUCCESS", 10, second.run_once)
+        async with database.transaction() as connection:  # as if it had done nothing for as long as its lease
+            await connection.execute("UPDATE leases SET until_time = clock_timestamp() - interval '1 s'")
+        first._turn._held_at -= 120
+        row = await reaches(database, task_id.run_id, "SUCCESS", run_once=second.run_once)
         assert row["result"] == 7
         assert second.holds
         assert not await first.run_once()

@@ -129,12 +129,17 @@ async def test_a_stock_worker_with_rpc_results_is_followed_to_the_end(
         assert 'raise KeyError("no such post")' in row["error"]["traceback"]
         row = await reaches(database, retried.run_id, "SUCCESS")
         assert row["result"] == 1
+        await eventually(lambda: _given_up(database, unknown), what="word of the task that nobody knows")
     row = await row_of(database, unknown.run_id)
     assert (row["state"], row["not_registered"]) == ("PENDING", 1)
     assert await states_of(database, scored) == ["PENDING", "STARTED", "DOWNLOADING", "PROGRESS", "SUCCESS"]
     assert await states_of(database, retried) == ["PENDING", "STARTED", "RETRY", "STARTED", "SUCCESS"]
     assert await count(database, "leases") == 0
     assert await count(database, "refused_reports") == 0
+
+
+async def _given_up(database: Database, task_id: TaskId) -> bool:
+    return bool((await row_of(database, task_id.run_id))["not_registered"])
 
 
 async def test_rpc_protects_nothing_and_the_first_end_wins(
@@ -159,12 +164,15 @@ async def test_rpc_protects_nothing_and_the_first_end_wins(
         refused = {"exc_type": "OperationalError", "exc_message": ["refused"], "exc_module": "kombu.exceptions"}
         await answer(channel, queue, lost, stored_state(lost, "STARTED"), stored_state(lost, "FAILURE", refused))
         await answer(channel, queue, poisoned, stored_state(poisoned, "SUCCESS", 1))
+        # Of a batch that the database refuses, each run is written by itself, in the order in which they came first.
         await reaches(database, poisoned.run_id, "SUCCESS")
-        assert (await row_of(database, twice.run_id))["result"] == "first"
-        assert await states_of(database, twice) == ["PENDING", "STARTED", "SUCCESS"]
-        assert (await row_of(database, changed.run_id))["error"]["type"] == "E"
-        assert (await row_of(database, lost.run_id))["error"]["type"] == "OutcomeUnknown"
+        assert (await reaches(database, changed.run_id, "FAILURE"))["error"]["type"] == "E"
+        assert (await reaches(database, twice.run_id, "SUCCESS"))["result"] == "first"
+        assert (await reaches(database, lost.run_id, "FAILURE"))["error"]["type"] == "OutcomeUnknown"
         await eventually(lambda: _empty(channel, queue), what="an empty queue")
+    assert (await row_of(database, twice.run_id))["result"] == "first"
+    assert await states_of(database, twice) == ["PENDING", "STARTED", "SUCCESS"]
+    assert (await row_of(database, changed.run_id))["error"]["type"] == "E"
     async with database.reading() as connection:
         rows = await connection.fetch("SELECT source, task_id FROM refused_reports")
     assert {(row["source"], row["task_id"]) for row in rows} == {

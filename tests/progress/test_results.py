@@ -45,7 +45,7 @@ def settings(settings: Settings, folder: Path) -> Settings:
 
 @pytest.fixture
 def recorder(database: Database, redis: Redis, settings: Settings) -> Recorder:
-    return Recorder(database, redis, settings, "one", patience_s=3)
+    return Recorder(database, redis, settings, "one")
 
 
 async def kept(database: Database, folder: Path, run_id: UUID) -> Any:
@@ -116,6 +116,7 @@ async def test_with_the_store_away_the_end_waits_and_the_others_do_not(
         assert await kept(database, folder, first.run_id) == ROWS
         folder.rename(folder.with_name("elsewhere"))
         folder.touch()
+        recorder._results._patience_s = 0.5
         await say(redis, second, end(second))
         await say(redis, third, end(third, "x" * 70_000))
         for task_id in (second, third):

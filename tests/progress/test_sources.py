@@ -71,7 +71,7 @@ async def test_results_elsewhere_are_heard_read_and_let_go(
         # Said while nobody listened; Celery's own key for it.
         await there.set(source.key_of(silent), stored_state(silent, "SUCCESS", "read"), ex=86400)
         await there.set(Source(None, "b").key_of(unnamed), stored_state(unnamed, "SUCCESS", "late"), ex=86400)
-        async with recording(Recorder(database, redis, settings, "one", truth_every_s=0.5)):
+        async with recording(Recorder(database, redis, settings, "one")) as recorder:
             assert (await reaches(database, silent.run_id, "SUCCESS"))["result"] == "read"
             await asyncio.to_thread(worker.wait_for_line, "ready.")
             await asyncio.to_thread(send)
@@ -83,7 +83,8 @@ async def test_results_elsewhere_are_heard_read_and_let_go(
                     return 0 < await there.ttl(key) <= RESULT_KEPT_S
 
                 await eventually(shortened, what="a short life of the stored state")
-            # A queue that is told of while the recorder is at work.
+            # A queue that is told of while the recorder is at work, and that the next reading of the truth finds.
+            recorder._truth_every_s = 0.1
             await name_source(database, "later", Source(source.db, "b"))
             assert (await reaches(database, unnamed.run_id, "SUCCESS"))["result"] == "late"
             async with database.reading() as connection:

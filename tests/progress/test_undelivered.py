@@ -19,6 +19,12 @@ from workers.protocol import HELD, REAPED, TaskId, lease_key
 QUEUE = "svc"
 
 
+@pytest.fixture(autouse=True)
+def grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report comes behind a message that a worker of these tests rejects, but in the test that is about that."""
+    monkeypatch.setattr("app.progress.undelivered.GRACE_S", 0.0)
+
+
 @pytest.fixture
 def settings(amqp_settings: Settings) -> Settings:
     return amqp_settings
@@ -57,7 +63,7 @@ async def refuse(channel: AbstractChannel, *, times: int = 1, requeue: bool = Fa
     queue = await channel.get_queue(QUEUE, ensure=False)
 
     async def taken() -> Any:
-        return await queue.get(fail=False)
+        return await queue.get(fail=False, timeout=30)
 
     for _ in range(times):
         message = await eventually(taken, what="a message")
@@ -100,9 +106,14 @@ async def _empty(channel: AbstractChannel, queue: str) -> bool:
 
 
 async def test_the_report_of_a_worker_that_rejects_comes_first(
-    database: Database, settings: Settings, channel: AbstractChannel, replies: Replies
+    database: Database,
+    settings: Settings,
+    channel: AbstractChannel,
+    replies: Replies,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Celery rejects, then stores NotRegistered: the report names the worker, and its dispatch is not counted twice."""
+    monkeypatch.setattr("app.progress.undelivered.GRACE_S", 300.0)
     await declare(channel, settings)
     task_id = TaskId(await make_run(database, queue=QUEUE), 1)
     await send(channel, task_id)
@@ -113,8 +124,14 @@ async def test_the_report_of_a_worker_that_rejects_comes_first(
     )
     row = await becomes(database, task_id, lambda row: row["not_registered"] == 1, "not registered")
     assert "thief@h" in row["reason"]
+    await eventually(lambda: _waits(replies), what="the dead letter")
+    monkeypatch.setattr("app.progress.undelivered.GRACE_S", 0.0)
     await eventually(lambda: _settled(channel, settings, replies), what="a settled dead letter")
     assert (await row_of(database, task_id.run_id))["version"] == row["version"]
+
+
+async def _waits(replies: Replies) -> bool:
+    return bool(replies._undelivered._letters)
 
 
 async def _settled(channel: AbstractChannel, settings: Settings, replies: Replies) -> bool:
