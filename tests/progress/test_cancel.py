@@ -149,6 +149,14 @@ def test_every_message_of_the_attempt_is_named() -> None:
     assert len(cancelling.ids_of({**row, "dispatches": 100})) == 20
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is away here refuses at once; what is there may be slow, and a pass is not to give it up for that."""
+    monkeypatch.setattr("app.progress.cancel._REDIS_S", 30.0)
+    monkeypatch.setattr("app.progress.control._CONNECT_S", 30.0)
+    monkeypatch.setattr("app.progress.control._PATIENCE_S", 60.0)
+
+
 @pytest.fixture
 def canceller(database: Database, redis: Redis, settings: Settings) -> Canceller:
     return Canceller(database, redis, settings)
