@@ -24,6 +24,13 @@ def limits() -> Limits:
     return Limits(patience_s=1)
 
 
+@pytest.fixture
+def feed(feed: Api) -> Api:
+    """One that looks more often."""
+    feed.hub.backfills._every_s = 0.05
+    return feed
+
+
 async def until(watcher: Client, **wanted: Any) -> dict[str, Any]:
     """The next frame of the backfill in which these counts are so."""
     while True:

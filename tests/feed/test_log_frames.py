@@ -18,7 +18,12 @@ from tests.processes import PATIENCE_S, eventually
 
 @pytest.fixture
 def limits() -> Limits:
-    return Limits(log_patience_s=2.0)
+    """Patient, for a last line may be long on its way: a test in which none comes says `impatient`."""
+    return Limits(log_patience_s=60.0)
+
+
+def impatient(feed: Api) -> None:
+    feed.hub.limits = Limits(log_patience_s=0.5)
 
 
 def parts(watcher: Client) -> list[dict[str, Any]]:
@@ -86,6 +91,7 @@ async def test_what_comes_behind_the_end_of_the_run_is_not_missed(feed: Api, run
 async def test_a_worker_that_died_says_no_last_word_and_is_not_waited_for_long(
     feed: Api, runs: Runs, redis: Redis
 ) -> None:
+    impatient(feed)
     [run_id] = await runs.make()
     await Writer(redis, run_id).say("half\n")
     await runs.move(run_id, to="REVOKED", reason="asked")
@@ -165,6 +171,7 @@ async def away(
 
 
 async def test_with_the_store_away_the_run_is_followed_all_the_same(away: Api, runs: Runs, database: Database) -> None:
+    impatient(away)
     [run_id] = await runs.make()
     async with database.transaction() as connection:
         await connection.execute(
