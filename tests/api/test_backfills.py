@@ -230,6 +230,7 @@ async def test_a_halted_job_is_backfilled_and_a_deleted_one_is_not(
     assert (await client.get(f"{job}/backfills")).status_code == 404
 
 
+@pytest.mark.usefixtures("within_an_hour")
 async def test_what_is_due_is_the_schedules_first(
     client: httpx.AsyncClient, job: str, database: Database, redis: Redis
 ) -> None:

@@ -38,7 +38,7 @@ async def test_a_document_is_made_so_and_a_second_time_changes_nothing(client: h
         "queues": [{"name": "team"}],
         "jobs": [
             a_job(name="a", queue="team", kwargs={"since": {"days": 1}}, retry={"max_attempts": 3}),
-            a_job(name="b", queue="team", trigger={"type": "interval", "every_s": 60}, labels={"x": "y"}),
+            a_job(name="b", queue="team", trigger={"type": "interval", "every_s": 86_400}, labels={"x": "y"}),
         ],
     }
     planned = await apply(client, **document, dry_run=True)
@@ -59,11 +59,11 @@ async def test_a_document_is_made_so_and_a_second_time_changes_nothing(client: h
     assert (again["summary"], again["changed"]) == ("3 unchanged", False)
     assert await jobs(client) == there, "redeployed: same version, same next time"
 
-    document["jobs"][1]["trigger"]["every_s"] = 90
+    document["jobs"][1]["trigger"]["every_s"] = 90_000
     document["queues"][0]["description"] = "ours"
     changed = await apply(client, **document)
     assert changed["summary"] == "2 updated, 1 unchanged"
-    assert changed["jobs"][1]["changes"] == [{"pointer": "/trigger/every_s", "old": 60, "new": 90}]
+    assert changed["jobs"][1]["changes"] == [{"pointer": "/trigger/every_s", "old": 86_400, "new": 90_000}]
     assert changed["queues"][0]["changes"] == [{"pointer": "/description", "old": "", "new": "ours"}]
     now = await jobs(client)
     assert (now["a"], now["b"]["version"], now["b"]["id"]) == (there["a"], 2, there["b"]["id"])
@@ -184,7 +184,7 @@ async def test_what_is_exported_is_applied_unchanged(client: httpx.AsyncClient, 
         a_job(name="off", enabled=False, args=[1, None], kwargs={"a": {}}, labels={"x": "y"}, priority=0),
         a_job(name="rich", retry={"max_attempts": 3, "retry_on": ["KeyError"]}, time_limit_s=1.5, overlap="allow"),
         a_job(name="zone", trigger={"type": "cron", "minute": 5, "timezone": "Asia/Shanghai", "jitter_s": 3}),
-        a_job(name="until", trigger={"type": "interval", "every_s": 60, "end_time": "2090-01-01T00:00:00+01:00"}),
+        a_job(name="until", trigger={"type": "interval", "every_s": 86_400, "end_time": "2090-01-01T00:00:00+01:00"}),
         a_job(name="once", trigger={"type": "once", "run_time": "2090-01-01T00:00:00Z"}),
     ]
     await apply(client, jobs=many)

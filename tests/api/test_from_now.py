@@ -64,7 +64,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(client: httpx.AsyncClient, queue: str, database: Database, redis: Redis) -> Rig:
+def rig(within_an_hour: None, client: httpx.AsyncClient, queue: str, database: Database, redis: Redis) -> Rig:
     return Rig(client, database, redis)
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pytest
 
 from app.api.schemas.jobs import JobOut
 from app.database import Database
@@ -24,7 +25,9 @@ def instant(text: str) -> datetime:
 
 
 async def test_a_job_is_made_read_and_deleted(client: httpx.AsyncClient, queue: str) -> None:
-    answer = await client.post(JOBS, json=a_job(labels={"team": "etl"}, args=[1, [2]], kwargs={"a": None}))
+    every_five = {"type": "cron", "expression": "*/5 * * * *"}
+    definition = a_job(trigger=every_five, labels={"team": "etl"}, args=[1, [2]], kwargs={"a": None})
+    answer = await client.post(JOBS, json=definition)
     job = answer.json()
     assert answer.status_code == 201
     assert answer.headers["location"] == f"{JOBS}/{job['id']}"
@@ -40,7 +43,7 @@ async def test_a_job_is_made_read_and_deleted(client: httpx.AsyncClient, queue: 
         "jitter_s": 0,
     }
     assert job["retry"]["max_lost"] == 2
-    assert timedelta() < instant(job["next_run_time"]) - datetime.now(UTC) <= timedelta(minutes=5)
+    assert timedelta() < instant(job["next_run_time"]) - instant(job["create_time"]) <= timedelta(minutes=5)
 
     read = await client.get(answer.headers["location"])
     assert job["warnings"][0]["code"] == "no_worker"
@@ -129,6 +132,7 @@ async def test_etags(client: httpx.AsyncClient, queue: str) -> None:
     assert (await client.patch(url, json={"description": "x"}, headers={"If-Match": '"1"'})).json()["version"] == 2
 
 
+@pytest.mark.usefixtures("within_an_hour")
 async def test_pause_takes_a_job_out_and_resume_means_from_now(
     client: httpx.AsyncClient, queue: str, database: Database
 ) -> None:
@@ -156,6 +160,7 @@ async def test_pause_takes_a_job_out_and_resume_means_from_now(
     assert [(item["outcome"], item["reason"], item["count"]) for item in ledger["items"]] == [("skip", "paused", 3)]
 
 
+@pytest.mark.usefixtures("within_an_hour")
 async def test_an_edit_settles_what_the_old_definition_owed(
     client: httpx.AsyncClient, queue: str, database: Database
 ) -> None:

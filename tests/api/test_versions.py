@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import pytest
 
 from app.api.schemas.versions import EXAMPLE_VERSION, VersionOut
 from app.database import Database
@@ -45,6 +46,7 @@ async def test_versions_tell_who_wrote_what_and_when(client: httpx.AsyncClient, 
     assert bad.status_code == 400
 
 
+@pytest.mark.usefixtures("within_an_hour")
 async def test_restore_is_a_new_version_from_now_on(client: httpx.AsyncClient, queue: str, database: Database) -> None:
     job = await make(client, trigger={"type": "interval", "every_s": 3600})
     url = f"{JOBS}/{job['id']}"
