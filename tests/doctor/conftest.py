@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class Rig:
         return done.returncode, found
 
     def sound(self) -> tuple[int, list[dict[str, Any]]]:
-        """As `doctor`, once it finds nothing, or what it finds for the third time: parts may just have started."""
+        """As `doctor`, once it finds nothing, or what it finds a minute later: parts may just have started."""
         return self._until(lambda status, _: status == 0)
 
     def finds(self, codes: Collection[tuple[str, str]], **settings: str) -> tuple[int, list[dict[str, Any]]]:
@@ -67,11 +68,11 @@ class Rig:
     def _until(
         self, good: Callable[[int, list[dict[str, Any]]], bool], **settings: str
     ) -> tuple[int, list[dict[str, Any]]]:
-        for _ in range(2):
+        until = time.monotonic() + 60
+        while True:
             status, found = self.doctor(**settings)
-            if good(status, found):
+            if good(status, found) or time.monotonic() > until:
                 return status, found
-        return self.doctor(**settings)
 
     def stock(
         self, node: str, queue: str, *tasks: str, backend: str | None, pool: str = "solo", **conf: Any

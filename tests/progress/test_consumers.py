@@ -24,6 +24,13 @@ from tests.progress.live import make_run, row_of
 from tests.progress.test_reap import LEASE_S, Queue, calm, present
 from workers.protocol import REAPED, TaskId, lease_key
 
+
+@pytest.fixture(autouse=True)
+def one_second_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what workers have else: each pass waits for so long, and who answers too late is asked by the next."""
+    monkeypatch.setattr("app.progress.control._ALL_ANSWER_S", 1.0)
+
+
 A, B, AB = frozenset({"a@h"}), frozenset({"b@h"}), frozenset({"a@h", "b@h"})
 
 
