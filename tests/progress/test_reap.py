@@ -62,7 +62,8 @@ async def reaper(database: Database, redis: Redis, settings: Settings) -> Reaper
 @pytest.fixture
 def reapers_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("app.progress.reap.time", clock)
+    for module in ("reap", "search", "verdicts"):
+        monkeypatch.setattr(f"app.progress.{module}.time", clock)
     return clock
 
 
