@@ -14,7 +14,7 @@ import redis as redis_sync
 from redis.asyncio import Redis
 
 from app.database import Database
-from app.embedded import Postgres, Valkey
+from app.embedded import Postgres, Valkey, server
 from app.settings import Settings
 from tests.databases import Databases, execute, in_thread
 from tests.processes import Process
@@ -23,6 +23,10 @@ from tests.servers import RABBITMQ_BIN, RabbitMQ
 # What the person who runs the tests has set for a plane of their own must not reach ours.
 for _name in [name for name in os.environ if name.startswith("JOBPLANE_")]:
     del os.environ[_name]
+
+# A server may listen long after its port was chosen: each test process chooses among ports of its own.
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+server._PORTS = server._PORTS[_PROCESS % 4 :: 4]
 
 # Its own deadline is 200 ms an example, which says nothing where others have the processor; and a suite that is red now
 # and then, each time by another example, helps nobody: whoever searches for one sets `derandomize` off.

@@ -33,12 +33,14 @@ class RabbitMQ:
         if set(str(folder)) & set("[]{}*?"):
             raise ValueError(f"RabbitMQ cannot keep its data in {folder}")
         self.folder = folder
-        self.port = free_port()
+        ports: set[int] = set()
+        while len(ports) < 3:  # none of them listens yet, so that one might be named twice
+            ports.add(free_port())
+        self.port, self._epmd_port, self._distribution_port = ports
         self.vhosts = [f"t{n}" for n in range(vhosts)]
         self._unused = self.vhosts[::-1]
         self._more = itertools.count()
         self._start_timeout_s = start_timeout_s
-        self._epmd_port, self._distribution_port = free_port(), free_port()
         self._node = f"jobplane-{secrets.token_hex(4)}@localhost"
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +67,7 @@ class RabbitMQ:
         if self._epmd is None or self._epmd.poll() is not None:
             epmd = shutil.which("epmd", path="/usr/bin:/usr/local/bin") or "epmd"
             self._epmd = self._spawn([epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1"])
-            self._await(lambda: self._listens(self._epmd_port), 10, "epmd does not listen")
+            self._await(lambda: self._listens(self._epmd_port), 40, "epmd does not listen")
         self._process = self._spawn([str(RABBITMQ_BIN / "rabbitmq-server")])
         try:
             self._await(self._speaks, self._start_timeout_s, "RabbitMQ does not answer")
