@@ -20,7 +20,9 @@ from app.progress import transition
 from app.settings import Settings
 
 RETRY = {"max_attempts": 1, "max_lost": 2, "backoff_s": 10, "backoff_factor": 2, "max_backoff_s": 600}
-TIMEOUT_S = 2.0
+#: How long a stage waits for its broker: all the time that a busy machine may need. What is to be seen of a broker that
+#: does not answer is seen with less.
+PATIENT_S = 30.0
 
 
 def route(name: str, **changes: Any) -> Route:
@@ -64,7 +66,7 @@ def message(queue: str, **changes: Any) -> Message:
 
 @asynccontextmanager
 async def amqp_channel(url: str):
-    connection = await aio_pika.connect(url, timeout=10)
+    connection = await aio_pika.connect(url, timeout=PATIENT_S)
     try:
         yield await connection.channel(publisher_confirms=False)
     finally:
@@ -81,7 +83,7 @@ async def taken(url: str, queue: str) -> list[str]:
         return found
     async with amqp_channel(url) as channel:
         source = await channel.get_queue(queue, ensure=False)
-        while (got := await source.get(fail=False, timeout=5)) is not None:
+        while (got := await source.get(fail=False, timeout=PATIENT_S)) is not None:
             await got.ack()
             found.append(str(got.headers["id"]))
     return found
@@ -96,15 +98,16 @@ class Rig:
     redis: Redis
     #: Where the broker really is; the stage may reach it through a proxy.
     url: str
+    timeout_s: float = PATIENT_S
     brokers: list[Broker] = field(default_factory=list)
 
     def broker(self) -> Broker:
-        made = connect(self.settings.broker_url.get_secret_value(), TIMEOUT_S)
+        made = connect(self.settings.broker_url.get_secret_value(), self.timeout_s)
         self.brokers.append(made)
         return made
 
-    def outbox(self, name: str = "test") -> Outbox:
-        return Outbox(self.settings, self.database, self.redis, self.broker(), name)
+    def outbox(self, name: str = "test", broker: Any = None) -> Outbox:
+        return Outbox(self.settings, self.database, self.redis, broker or self.broker(), name)
 
     def topology(self) -> Topology:
         return Topology(self.settings, self.database, self.redis, self.broker())

@@ -21,10 +21,15 @@ async def memory(rabbitmq_server: RabbitMQ) -> AsyncIterator[RabbitMQ]:
 
 async def test_a_broker_that_takes_nothing_in_is_away_until_it_does(amqp_rig: Rig, memory: RabbitMQ) -> None:
     await amqp_rig.ready_queue("q")
+    amqp_rig.timeout_s = 1
     outbox = amqp_rig.outbox()
     (before,) = await amqp_rig.runs("q")
-    await outbox.run_once()
-    assert (await amqp_rig.row(before))["dispatch_time"] is not None
+
+    async def sent() -> bool:
+        await outbox.run_once()
+        return (await amqp_rig.row(before))["dispatch_time"] is not None
+
+    await eventually(sent, 30, "a run with the broker while it takes messages in")
     await asyncio.to_thread(memory.control, WATERMARK, "absolute", "1")
     ids = await amqp_rig.runs("q", 20)
 

@@ -24,7 +24,7 @@ async def as_service(url: str, *entities: Any) -> None:
     """Declare entities as another code base does it: kombu, blocking."""
 
     def declare() -> None:
-        with kombu.Connection(url, connect_timeout=10) as connection:
+        with kombu.Connection(url, connect_timeout=30) as connection:
             for entity in entities:
                 entity(connection).declare()
 
@@ -86,13 +86,13 @@ async def test_what_a_worker_gives_up_goes_to_the_queue_of_dead_letters(amqp_rig
     sent = message("q")
     assert await amqp_rig.broker().publish([sent]) == [CONFIRMED]
     async with amqp_channel(amqp_rig.url) as channel:
-        got = await (await channel.get_queue("q", ensure=False)).get(timeout=5)
+        got = await (await channel.get_queue("q", ensure=False)).get(timeout=30)
         await got.reject(requeue=False)
 
     async def letters() -> list[str]:
         return await taken(amqp_rig.url, DEAD)
 
-    assert await eventually(letters, 10, "the dead letter") == [sent.task_id]
+    assert await eventually(letters, 30, "the dead letter") == [sent.task_id]
 
 
 async def test_dead_letters_that_cannot_be_kept_trouble_only_who_wants_them(amqp_rig: Rig) -> None:
