@@ -167,7 +167,7 @@ async def test_what_was_on_its_way_as_the_broker_went_away_keeps_its_place(proxi
         outbox._tell_at = 0.0
         return len(await active(proxied)) == 2
 
-    await eventually(out, 15, "as many as may be active")
+    await eventually(out, 30, "as many as may be active")
     await drain(outbox)
     assert await active(proxied) == ids[:2]
     assert [row["reason"] for row in await proxied.rows([later, ids[2]])] == [FULL, FULL]
@@ -214,7 +214,7 @@ async def test_both_limits_hold_together(redis_rig: Rig) -> None:
         await outbox.run_once()
         return len(await active(redis_rig)) >= 15
 
-    await eventually(full, 5, "a full queue")
+    await eventually(full, 30, "a full queue")
     await redis_rig.execute("UPDATE queues SET rate_time = rate_time - interval '1 hour'")
     await outbox.run_once()
     assert len(await active(redis_rig)) == 15
@@ -258,7 +258,7 @@ async def test_no_limit_is_set_while_a_claim_is_under_way(redis_rig: Rig) -> Non
                 )
             return waiting
 
-        await eventually(waits, 5, "the one who sets the limit")
+        await eventually(waits, 30, "the one who sets the limit")
         assert not setting.done()
     await setting
 

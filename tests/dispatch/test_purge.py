@@ -17,6 +17,7 @@ from app.dispatch.purge import Purge, Purged, Verdict, judge
 from app.dispatch.redis import list_of
 from app.progress.standing import Standing
 from tests.dispatch.parts import Rig, amqp_channel, message, taken
+from tests.processes import eventually
 from workers.protocol import CANCELLED, HEADER, lease_key
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -84,7 +85,9 @@ async def dispatched(rig: Rig, queue: str, count: int, **fields: Any) -> list[UU
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-async def test_ours_leave_with_their_runs_and_others_stay_in_their_order(rig: Rig, kind: str) -> None:
+async def test_ours_leave_with_their_runs_and_others_stay_in_their_order(
+    rig: Rig, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await rig.ready_queue("q", type=kind)
     await put_foreign(rig.url, "q", "theirs-1")
     first = await dispatched(rig, "q", 230)
@@ -95,12 +98,18 @@ async def test_ours_leave_with_their_runs_and_others_stay_in_their_order(rig: Ri
     await rig.execute("UPDATE queues SET paused = true")
     waiting = await rig.runs("q", 2)
 
+    monkeypatch.setattr(purge, "LONGEST_S", 60.0)
     assert await Purge(rig.database, rig.redis, rig.broker(), "ann").run("q") == Purged(250, 4)
 
     for row in await rig.rows([*first, *second]):
         assert (row["state"], row["reason"], row["cancel_next_time"]) == ("REVOKED", "purged by ann", None)
     assert {(row["state"], row["cancel"]) for row in await rig.rows(waiting)} == {("PENDING", None)}
     assert await rig.redis.get(lease_key(first[0], 1, 0)) == CANCELLED.encode()
+
+    async def back() -> bool:
+        return (await rig.broker().backlog("q")).ready == 4
+
+    await eventually(back, 30, "what the purge looked at and left is in its place again")
     assert await Purge(rig.database, rig.redis, rig.broker(), "ann").run("q") == Purged(0, 4)
     assert await taken(rig.url, "q") == ["theirs-1", "theirs-2", "theirs-3", strange.task_id]
 

@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 from redis.asyncio import Redis
 
@@ -45,14 +46,21 @@ async def test_a_stock_worker_that_was_stopped_meanwhile_starts_nothing_too_late
     worker = start_process(command, name="worker", cwd=tmp_path)
     worker.wait_for_line("ready.", timeout=40)
     worker.pause()
-    async with database.reading() as connection:
-        deadline = await clock(connection) + timedelta(seconds=1)
-    (heard,) = await redis_rig.runs("svc", start_deadline_time=deadline)
-    (reaped,) = await redis_rig.runs("svc", start_deadline_time=deadline)
-    (patient,) = await redis_rig.runs("svc", start_deadline_time=deadline + timedelta(hours=1))
     outbox = redis_rig.outbox()
-    while await outbox.run_once():
-        pass
+
+    async def sent() -> tuple[datetime, list[UUID]] | None:
+        async with database.reading() as connection:
+            deadline = await clock(connection) + timedelta(seconds=1)
+        runs = await redis_rig.runs("svc", 2, start_deadline_time=deadline)
+        runs += await redis_rig.runs("svc", start_deadline_time=deadline + timedelta(hours=1))
+        while await outbox.run_once():
+            pass
+        out = all(row["dispatch_time"] for row in await redis_rig.rows(runs))
+        return (deadline, runs) if out else None  # on a busy machine it may have been too late for that
+
+    found = await eventually(sent, 60, "runs that are out before their deadline")
+    assert found is not None
+    deadline, (heard, reaped, patient) = found
 
     async def passed() -> bool:
         async with database.transaction() as connection:
@@ -61,18 +69,18 @@ async def test_a_stock_worker_that_was_stopped_meanwhile_starts_nothing_too_late
                 await apply(connection, now, {reaped: [moves.expire(now)]})  # as the reaper does
             return now > deadline
 
-    await eventually(passed, 20, "the deadline has passed")
+    await eventually(passed, 30, "the deadline has passed")
     assert (await row_of(database, reaped))["state"] == "REVOKED"
     async with recording(Recorder(database, redis, settings, "one")):
         worker.resume()
-        row = await reaches(database, heard, "REVOKED", 30)
+        row = await reaches(database, heard, "REVOKED", 60)
         assert (row["reason"], row["attempt"], row["start_time"]) == ("start deadline", 1, None)
-        assert (await reaches(database, patient, "SUCCESS", 30))["result"] == 3
+        assert (await reaches(database, patient, "SUCCESS", 60))["result"] == 3
 
         async def given_up() -> bytes | None:
             return await redis.get(f"{RESULT_KEY_PREFIX}{reaped}.1")
 
-        said = await eventually(given_up, 20, "the worker's word on the other one")
+        said = await eventually(given_up, 30, "the worker's word on the other one")
         assert said is not None
         assert b"expired" in said
     row = await row_of(database, reaped)

@@ -43,7 +43,7 @@ async def test_a_stock_worker_runs_our_messages_and_declares_its_queue_after_us(
         found = await redis.mget(keys)
         return found if all(found) else None
 
-    for raw, run in zip(await eventually(ended, 30, "every result") or [], ids, strict=True):
+    for raw, run in zip(await eventually(ended, 60, "every result") or [], ids, strict=True):
         report = json.loads(raw)
         assert (report["status"], report["task_id"]) == ("SUCCESS", f"{run}.1")
         assert report["result"]["sum"] == 3
