@@ -339,7 +339,7 @@ async def test_the_end_of_a_run_of_it_wakes_the_schedulers(database: Database, r
         await tell(redis, await end(database, other))
         assert await bell.get_message(timeout=0.05) is None
         await tell(redis, await end(database, run["id"]))
-        assert await bell.get_message(timeout=5) is not None
+        assert await bell.get_message(timeout=30) is not None
 
 
 async def test_the_sweep_takes_what_ended_long_ago(database: Database, redis: Redis, settings: Settings) -> None:

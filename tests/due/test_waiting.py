@@ -3,7 +3,7 @@ where one may be."""
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from app.database import Connection, Database, Record, clock, new_id
 from app.due import queries
+from app.due import tick as ticking
 from app.due.admit import admit_one
 from app.due.overlap import Overlap
 from app.due.tick import Tick
@@ -34,8 +35,8 @@ async def add(database: Database, **changes: Any) -> UUID:
         return await add_job(connection, cursor, **changes)
 
 
-async def fall_due(database: Database, job: UUID) -> None:
-    """One more of the job's times falls due, whatever the time is."""
+async def fall_due(database: Database, job: UUID) -> datetime:
+    """One more of the job's times falls due, whatever the time is; when that was."""
     async with database.transaction() as connection:
         # What was dealt with lies long ago, so that a second may be dealt with twice.
         await connection.execute(
@@ -46,17 +47,24 @@ async def fall_due(database: Database, job: UUID) -> None:
             " WHERE job_id = $1",
             job,
         )
-        await connection.execute(
-            "UPDATE jobs SET cursor_time = date_trunc('second', clock_timestamp()) - interval '1 s',"
-            " next_run_time = clock_timestamp() WHERE id = $1",
+        now: datetime = await connection.fetchval(
+            "UPDATE jobs SET cursor_time = date_trunc('second', now()) - interval '1 s', next_run_time = now()"
+            " WHERE id = $1 RETURNING next_run_time",
             job,
         )
+    return now
 
 
 async def fire(database: Database, redis: Redis, job: UUID) -> None:
-    """One more of the job's times falls due, and a tick deals with it."""
-    await fall_due(database, job)
-    await Tick(database, redis, 100).run_once()
+    """One more of the job's times falls due, and a tick deals with it before another one does."""
+    now = await fall_due(database, job)
+
+    async def then(_: Connection) -> datetime:
+        return now
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ticking, "clock", then)
+        await Tick(database, redis, 100).run_once()
 
 
 async def runs_of(database: Database, job: UUID) -> list[Record]:
@@ -305,7 +313,7 @@ async def test_a_run_that_somebody_has_in_hand_holds_up_its_own_job_alone(databa
     await fall_due(database, job)
     async with database.transaction() as busy:
         await busy.execute("SELECT FROM runs WHERE id = $1 FOR NO KEY UPDATE", first["id"])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert not await tick.run_once()
         assert (len(await runs_of(database, job)), len(await runs_of(database, other))) == (1, 1)
         assert tick.pause_s <= 0.05, "it is looked at again soon"
