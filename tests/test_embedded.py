@@ -69,7 +69,7 @@ class Child:
     def stop(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        assert self.process.wait(20) == 0
+        assert self.process.wait(40) == 0
 
 
 def _children(pid: int) -> list[int]:
@@ -116,7 +116,7 @@ def child(place: Place) -> Iterator[Child]:
         process.wait()
         process.stdin.close()
         process.stdout.close()
-        wait_until(lambda: not any(map(alive, servers)), 20, f"the end of the processes {servers}")
+        wait_until(lambda: not any(map(alive, servers)), 30, f"the end of the processes {servers}")
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_killed_parent_leaves_no_process(place: Place) -> None:
         query(running.postgres, "CREATE TABLE kept (value int)", "INSERT INTO kept VALUES (7) RETURNING value")
         servers = running.servers()
         running.process.kill()
-        wait_until(lambda: not any(map(alive, servers)), 10, "the end of the servers after their parent")
+        wait_until(lambda: not any(map(alive, servers)), 30, "the end of the servers after their parent")
     with child(place) as again:
         assert query(again.postgres, "SELECT value FROM kept") == 7
 
@@ -300,7 +300,7 @@ def test_a_server_that_hangs_is_killed_in_time(mine: Postgres) -> None:
     assert time.monotonic() - begin < 6
     assert mine.poll() == -signal.SIGKILL
     # A process gives up its files, and so our lock, a moment before the kernel calls it ended.
-    wait_until(lambda: not any(map(alive, servers)), 5, "the kernel has ended each of them")
+    wait_until(lambda: not any(map(alive, servers)), 30, "the kernel has ended each of them")
 
 
 def test_a_server_that_dies_can_be_started_again(mine: Postgres) -> None:
@@ -308,7 +308,7 @@ def test_a_server_that_dies_can_be_started_again(mine: Postgres) -> None:
     url = mine.url
     assert mine.pid is not None
     os.kill(mine.pid, signal.SIGKILL)
-    wait_until(lambda: mine.poll() is not None, 5, "the death is seen")
+    wait_until(lambda: mine.poll() is not None, 30, "the death is seen")
     mine.start()
     assert mine.url == url
     assert query(mine.url, "SELECT 1") == 1

@@ -251,14 +251,19 @@ def test_the_installed_wheel_migrates_runs_all_roles_and_stops(
         start("worker", "--queues", "default", "--concurrency", "1", settings=worker),
     ]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=40) as client:
-        wait_until(lambda: _ready(client), 40, "the plane is ready")
+        wait_until(lambda: _ready(client), 60, "the plane is ready")
         if installed.user is not None:
             assert {Path(f"/proc/{role.pid}").stat().st_uid for role in roles} == {installed.user}
         folder = next(installed.home.glob("opt/lib/python*/site-packages/app"))
         asked = {"task": "files.digest", "kwargs": {"path": str(folder)}, "queue": "default"}
         made = client.post("/api/v1/runs", json=asked)
         assert made.status_code == 201, made.text
-        run = client.get(made.headers["Location"], params={"wait": 30, "until": "end"}).json()
+
+        def ended() -> Any:
+            run = client.get(made.headers["Location"], params={"wait": 30, "until": "end"}).json()
+            return run if run["end_time"] else None
+
+        run = wait_until(ended, 60, "the end of the run")
         assert run["state"] == "SUCCESS", run
         assert run["result"]["sha256"] == _sha256(folder)
     for role in reversed(roles):

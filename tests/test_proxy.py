@@ -1,5 +1,6 @@
 """The proxy that later tests trust: what it cuts, freezes and delays."""
 
+import asyncio
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from tests.proxy import TcpProxy
 async def test_cut_freeze_and_delay(redis_url: str, valkey_server: Valkey) -> None:
     async with TcpProxy("127.0.0.1", valkey_server.port) as proxy:
         url = redis_url.replace(f":{valkey_server.port}/", f":{proxy.port}/")
-        client = Redis.from_url(url, socket_timeout=0.5, retry=None)
+        client = Redis.from_url(url, socket_timeout=30, retry=None)
         await client.set("key", "value")
 
         proxy.cut()
@@ -24,10 +25,13 @@ async def test_cut_freeze_and_delay(redis_url: str, valkey_server: Valkey) -> No
         assert await client.get("key") == b"value"
 
         proxy.freeze()
-        with pytest.raises(redis.exceptions.TimeoutError):
-            await client.get("key")
+        held_back = asyncio.ensure_future(client.get("key"))
+        async with Redis.from_url(url, socket_timeout=0.2, retry=None) as newcomer:
+            with pytest.raises(redis.exceptions.TimeoutError):
+                await newcomer.get("key")
+        assert not held_back.done()
         proxy.thaw()
-        assert await client.get("key") == b"value"
+        assert await held_back == b"value"
 
         proxy.delay_s = 0.1
         begin = time.monotonic()

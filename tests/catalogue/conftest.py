@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from app.catalogue.look import Catalogue
 from app.database import Database
 from app.dispatch.broker import Broker, connect
-from tests.dispatch.parts import route
+from tests.dispatch.parts import PATIENT_S, route
 from tests.processes import Process
 from tests.workers.conftest import StartWorker, start_worker
 
@@ -58,7 +58,7 @@ class Rig:
 
     def catalogue(self, name: str = "one", broker_url: str | None = None) -> Catalogue:
         url = broker_url or self.broker_url
-        broker: Broker = connect(url, 2.0)
+        broker: Broker = connect(url, PATIENT_S)
         made = Catalogue(self.database, self.redis, url, broker.backlog, name)
         self.closers += [made.close, broker.close]
         return made
@@ -69,7 +69,7 @@ class Rig:
             "INSERT INTO queues (name, namespace, exchange, routing_key, author) VALUES ($1, 'default', $1, $1, 't')",
             name,
         )
-        broker = connect(self.broker_url, 5.0)
+        broker = connect(self.broker_url, PATIENT_S)
         await broker.declare(route(name))
         await broker.close()
 
@@ -95,7 +95,7 @@ class Rig:
             cwd=folder,
             env={"C_FORCE_ROOT": "1"},
         )
-        process.wait_for_line(" ready.", 40)
+        process.wait_for_line(" ready.", 60)
         return process
 
     def send(self, task: str, queue: str, *args: Any) -> None:
