@@ -163,11 +163,13 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def start_process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+def start_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Start programs that end with the test: `start_process([command...], env={...}, name="api")`.
 
     What they printed is shown if the test fails.
     """
+    if "database_url" in request.fixturenames:
+        request.getfixturevalue("database_url")  # given back behind their end, or they would write into an empty one
     started: list[Process] = []
 
     def start(command: list[str | Path], *, name: str | None = None, **options: Any) -> Process:
