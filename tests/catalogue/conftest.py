@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 from redis.asyncio import Redis
 
+from app.catalogue import ask
 from app.catalogue.look import Catalogue
 from app.database import Database
 from app.dispatch.broker import Broker, connect
@@ -82,21 +83,19 @@ class Rig:
         serializer: str = "json",
         node: str | None = None,
     ) -> Process:
-        """A stock worker that consumes one queue and registers these tasks."""
+        """A stock worker that consumes one queue and registers these tasks; `ready` waits for it."""
         folder = self.folder / name
         folder.mkdir()
         (folder / "svc.py").write_text(
             SERVICE.format(broker=self.broker_url, backend=self.redis_url, tasks=list(tasks), serializer=serializer)
         )
         options = ["-Q", queue, "-P", pool, "-c", "1", "-n", f"{node or name}@test", "-l", "info"]
-        process = self.start(
+        return self.start(
             [sys.executable, "-m", "celery", "-A", "svc", "worker", *options, "--without-gossip", "--without-mingle"],
             name=name,
             cwd=folder,
             env={"C_FORCE_ROOT": "1"},
         )
-        process.wait_for_line(" ready.", 60)
-        return process
 
     def send(self, task: str, queue: str, *args: Any) -> None:
         """A message of nobody's run."""
@@ -104,7 +103,15 @@ class Rig:
             client.send_task(task, args, queue=queue, retry=False)
 
     def ours(self, node: str, queue: str, **options: Any) -> Process:
-        return self.start_ours(self.broker_url, self.redis_url, "-c", "1", queues=queue, name=node, **options)
+        return self.start_ours(
+            self.broker_url, self.redis_url, "-c", "1", queues=queue, name=node, ready=False, **options
+        )
+
+    @staticmethod
+    def ready(*workers: Process) -> None:
+        """Wait until all of these, which may start at once, are ready."""
+        for worker in workers:
+            worker.wait_for_line(" ready.", 60)
 
     async def worker(self, node: str) -> dict[str, Any] | None:
         async with self.database.reading() as connection:
@@ -136,7 +143,10 @@ async def rig(
     tmp_path: Path,
     start_process: Callable[..., Process],
     start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Rig]:
+    # Who answers later than this is heard by another look: these tests look until they have heard.
+    monkeypatch.setattr(ask, "SILENCE_S", 0.3)
     made = Rig(database, redis, either_url, redis_url, tmp_path, start_process, start_worker)
     yield made
     for close in made.closers:

@@ -47,10 +47,12 @@ async def test_workers_and_the_queues_that_they_consume_are_seen(rig: Rig) -> No
     for name in ("shared", "theirs", "nobody"):
         await rig.queue(name)
     await a_job(rig, "shared", "sample.sleep")
-    rig.stock("odd", "elsewhere", "svc.odd", serializer="pickle")
-    rig.stock("thief", "shared", "svc.other")
-    rig.stock("svc", "theirs", "svc.add", "svc.mul", pool="threads")
-    rig.ours("mine", "shared")
+    rig.ready(
+        rig.stock("odd", "elsewhere", "svc.odd", serializer="pickle"),
+        rig.stock("thief", "shared", "svc.other"),
+        rig.stock("svc", "theirs", "svc.add", "svc.mul", pool="threads"),
+        rig.ours("mine", "shared"),
+    )
     catalogue = rig.catalogue()
 
     with capture_logs() as logs:
@@ -109,6 +111,7 @@ async def test_a_worker_that_went_and_one_that_came_back(rig: Rig) -> None:
     catalogue = rig.catalogue()
     worker = rig.stock("svc", "theirs", "svc.add")
     ours = rig.ours("mine", "mine", pool="solo")
+    rig.ready(worker, ours)
     await looked_until(rig, catalogue, "mine", workers=["mine@test"])
     await looked_until(rig, catalogue, "theirs", workers=["svc@test"])
     first = await rig.worker("svc")
@@ -122,7 +125,7 @@ async def test_a_worker_that_went_and_one_that_came_back(rig: Rig) -> None:
     assert gone["known_tasks"] is None
     assert await rig.worker("svc") is not None, "shown for an hour"
 
-    rig.stock("svc2", "theirs", "svc.mul", node="svc")
+    rig.ready(rig.stock("svc2", "theirs", "svc.mul", node="svc"))
     await looked_until(rig, catalogue, "theirs", known_tasks=["svc.mul"])
     second = await rig.worker("svc")
     assert first is not None
@@ -138,8 +141,7 @@ async def test_a_worker_that_is_busy_or_not_known_holds_nothing_back(rig: Rig) -
     await rig.queue("theirs")
     await rig.queue("mine")
     catalogue = rig.catalogue()
-    rig.stock("svc", "theirs", "svc.wait")
-    rig.ours("mine", "mine", pool="solo")
+    rig.ready(rig.stock("svc", "theirs", "svc.wait"), rig.ours("mine", "mine", pool="solo"))
     await looked_until(rig, catalogue, "theirs", workers=["svc@test"])
     await looked_until(rig, catalogue, "mine", workers=["mine@test"])
     before = await rig.worker("svc")
@@ -175,7 +177,7 @@ async def test_a_worker_that_is_busy_or_not_known_holds_nothing_back(rig: Rig) -
 
 async def test_one_looks_at_a_time_and_a_broker_that_is_away_empties_nothing(rig: Rig) -> None:
     await rig.queue("theirs")
-    rig.stock("svc", "theirs", "svc.add")
+    rig.ready(rig.stock("svc", "theirs", "svc.add"))
     one, two = rig.catalogue("one"), rig.catalogue("two")
     await looked_until(rig, one, "theirs", workers=["svc@test"])
     before = await rig.sighting("theirs")
