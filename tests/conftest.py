@@ -37,6 +37,8 @@ hypothesis.settings.load_profile("suite")
 
 TEMPLATE = "jobplane_template"
 VALKEY_DATABASES = 64
+#: Behind those that tests get in turn: for the workers that the tests of a module share.
+SHARED_DATABASES = range(VALKEY_DATABASES, VALKEY_DATABASES + 16)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +74,7 @@ def postgres_server(servers_folder: Path) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def valkey_server(servers_folder: Path) -> Iterator[Valkey]:
-    server = Valkey(servers_folder / "valkey", databases=VALKEY_DATABASES)
+    server = Valkey(servers_folder / "valkey", databases=SHARED_DATABASES.stop)
     server.start()
     yield server
     server.stop()

@@ -1,18 +1,32 @@
 """Fixtures of the worker tests: real Celery worker processes."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
+from app.embedded import Valkey
+from tests.conftest import SHARED_DATABASES
 from tests.processes import Process
 from tests.workers.plane import Plane
 
 ROOT = Path(__file__).parents[2]
 
 StartWorker = Callable[..., Process]
+
+_shared_databases = itertools.cycle(SHARED_DATABASES)
+
+
+def shared_redis_url(valkey_server: Valkey) -> str:
+    """An empty database for a worker that many tests share, which `redis_url` gives to none of them meanwhile."""
+    url = f"{valkey_server.url.rpartition('/')[0]}/{next(_shared_databases)}"
+    with Redis.from_url(url) as client:
+        client.flushdb()
+    return url
 
 
 def worker_process(

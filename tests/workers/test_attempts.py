@@ -7,11 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import redis as redis_sync
 
 from app.embedded import Valkey
 from tests.processes import Process, wait_until
-from tests.workers.conftest import worker_process
+from tests.workers.conftest import shared_redis_url, worker_process
 from tests.workers.plane import Plane, lines, new_run
 from workers.protocol import (
     CANCELLED,
@@ -43,9 +42,7 @@ def worker(
     request: pytest.FixtureRequest, valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Worker]:
     pool = request.param
-    url = f"{valkey_server.url.rpartition('/')[0]}/{60 + POOLS.index(pool)}"
-    with redis_sync.Redis.from_url(url) as client:
-        client.flushdb()
+    url = shared_redis_url(valkey_server)
     path = tmp_path_factory.mktemp(pool) / "worker.log"
     with worker_process(path, url, url, "-c", "3", pool=pool, name=pool) as process, Plane(url, url) as plane:
         yield Worker(process, plane, pool)

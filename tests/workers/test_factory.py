@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app.embedded import Valkey
 from tests.processes import Process, wait_until
-from tests.workers.conftest import ROOT, worker_process
+from tests.workers.conftest import ROOT, shared_redis_url, worker_process
 from tests.workers.plane import Plane
 from workers.health import PATIENCE_S, Status, born, trouble
 
@@ -24,9 +23,7 @@ TEAM = {"autodiscover": "tests.workers.team", "max_tasks_per_child": "3"}
 @pytest.fixture(scope="module")
 def team(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Plane]]:
     """A worker of a team, prefork, one child."""
-    url = f"{valkey_server.url.rpartition('/')[0]}/62"
-    with Redis.from_url(url) as client:
-        client.flushdb()
+    url = shared_redis_url(valkey_server)
     path = tmp_path_factory.mktemp("team") / "worker.log"
     with worker_process(path, url, url, "-c", "1", settings=TEAM) as process, Plane(url, url) as plane:
         yield process, plane

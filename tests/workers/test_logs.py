@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app.embedded import Valkey
 from tests.processes import Process, wait_until
 from tests.proxy import TcpProxy
-from tests.workers.conftest import StartWorker, worker_process
+from tests.workers.conftest import StartWorker, shared_redis_url, worker_process
 from tests.workers.plane import Plane
 from workers.log_stream import AttemptLog, LogStream
 from workers.logs import LINE_LIMIT, TaskLog, _call_handlers, _current, _Partial, _Stream
@@ -67,9 +67,7 @@ def talking(
     request: pytest.FixtureRequest, valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Process, Plane]]:
     """One worker of each pool."""
-    url = f"{valkey_server.url.rpartition('/')[0]}/62"
-    with Redis.from_url(url) as client:
-        client.flushdb()
+    url = shared_redis_url(valkey_server)
     path = tmp_path_factory.mktemp("talking") / "worker.log"
     options = ("-c", "1" if request.param == "solo" else "8")
     with (

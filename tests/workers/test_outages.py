@@ -8,12 +8,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from redis import Redis
 
 from app.embedded import Valkey
 from tests.processes import Process, alive, wait_until
 from tests.proxy import TcpProxy
-from tests.workers.conftest import StartWorker, worker_process
+from tests.workers.conftest import StartWorker, shared_redis_url, worker_process
 from tests.workers.plane import Plane, lines
 from workers.protocol import DONE, HELD, REAPED, presence_key
 
@@ -23,9 +22,7 @@ PlaneOn = Callable[[str, str], Plane]
 @pytest.fixture(scope="module")
 def shared(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Plane]]:
     """One worker for the tests that leave it alive."""
-    url = f"{valkey_server.url.rpartition('/')[0]}/63"
-    with Redis.from_url(url) as client:
-        client.flushdb()
+    url = shared_redis_url(valkey_server)
     path = tmp_path_factory.mktemp("shared") / "worker.log"
     with worker_process(path, url, url, "-c", "2") as process, Plane(url, url) as plane:
         yield process, plane

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_sync
 
 from app.embedded import Valkey
 from tests.processes import Process, wait_until
-from tests.workers.conftest import worker_process
+from tests.workers.conftest import shared_redis_url, worker_process
 from tests.workers.plane import Plane, lines
 from workers.protocol import CANCELLED, DONE, TaskId
 
@@ -41,9 +40,7 @@ def worker(
     request: pytest.FixtureRequest, valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Worker]:
     pool = request.param
-    url = f"{valkey_server.url.rpartition('/')[0]}/{50 + POOLS.index(pool)}"
-    with redis_sync.Redis.from_url(url) as client:
-        client.flushdb()
+    url = shared_redis_url(valkey_server)
     path = tmp_path_factory.mktemp(pool) / "worker.log"
     count = "100" if pool == "threads" else "4"
     with (
