@@ -66,7 +66,7 @@ class Plane:
         """The states that were said of a task so far, in order."""
         return [report["status"] for report in self.reports(task_id)]
 
-    def wait_for(self, task_id: TaskId | str, state: str, timeout: float = 15) -> dict[str, Any]:
+    def wait_for(self, task_id: TaskId | str, state: str, timeout: float = 30) -> dict[str, Any]:
         """The first report of a state."""
         return wait_until(
             lambda: next((report for report in self.reports(task_id) if report["status"] == state), None),

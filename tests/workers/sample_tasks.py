@@ -15,9 +15,18 @@ def witness(path: str, word: str) -> None:
         file.write(f"{word} {os.getpid()}\n")
 
 
+def await_file(path: str) -> None:
+    """Return once there is such a file, or after a minute."""
+    deadline = time.monotonic() + 60
+    while not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @shared_task(name="sample.steps", bind=True)
-def steps(self: Any, path: str, count: int = 3, pause_s: float = 0.05, state: str | None = None) -> int:
-    """Steps with PROGRESS; with `state`, that one in the middle."""
+def steps(
+    self: Any, path: str, count: int = 3, pause_s: float = 0.05, state: str | None = None, go: str | None = None
+) -> int:
+    """Steps with PROGRESS; with `state`, that one in the middle; with `go`, the first alone until there is that file."""
     witness(path, f"start {self.fence}")
     try:
         for step in range(1, count + 1):
@@ -25,6 +34,8 @@ def steps(self: Any, path: str, count: int = 3, pause_s: float = 0.05, state: st
             progress(step, count, f"step {step}")
             if state is not None and step == count // 2:
                 self.update_state(state=state, meta={"step": step})
+            if go is not None and step == 1:
+                await_file(go)
     except BaseException as error:
         witness(path, f"stopped {type(error).__name__}")
         raise
@@ -76,21 +87,21 @@ def fail(message: str) -> None:
 
 
 @shared_task(name="sample.retry", bind=True, max_retries=2)
-def retry(self: Any, path: str) -> int:
-    """Fails once, then succeeds: Celery's own retry inside one attempt."""
+def retry(self: Any, path: str, go: str) -> int:
+    """Fails once, then succeeds as soon as there is a file: Celery's own retry inside one attempt."""
     witness(path, f"start {self.request.retries}")
     if self.request.retries == 0:
-        # Celery publishes the retry before it stores RETRY, and keeps SUCCESS if that came in between.
-        raise self.retry(countdown=1, exc=ValueError("once"))
+        raise self.retry(countdown=0, exc=ValueError("once"))
+    await_file(go)
     return int(self.request.retries)
 
 
 @shared_task(name="sample.many", bind=True)
 def many(self: Any, count: int) -> dict[str, float]:
     """A thousand calls of `progress` in no time, then a pause in which the newest must still go out."""
-    start = time.monotonic()
+    start, start_cpu = time.monotonic(), time.thread_time()
     for step in range(1, count + 1):
         self.progress(step, count + 1)
-    spent_s = time.monotonic() - start
+    spent = {"spent_s": time.monotonic() - start, "cpu_s": time.thread_time() - start_cpu}
     time.sleep(0.4)
-    return {"spent_s": spent_s}
+    return spent

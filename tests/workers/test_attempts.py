@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_run_is_reported_from_start_to_end(worker: Worker, tmp_path: Path) -> No
     plane, path = worker.plane, tmp_path / "witness"
     task_id = plane.send("sample.steps", str(path), 6, 0.12, "MERGING", queue="work")
     ended = plane.wait_for(task_id, "SUCCESS")
-    wait_until(lambda: plane.lease(task_id) == DONE, 5, "the lease is done")
+    wait_until(lambda: plane.lease(task_id) == DONE, 30, "the lease is done")
 
     states = plane.states(task_id)
     assert states[0] == "STARTED"
@@ -79,7 +80,7 @@ def test_failure_is_reported_and_ends_the_lease(worker: Worker) -> None:
     failed = worker.plane.wait_for(task_id, "FAILURE")
     assert failed["result"]["exc_type"] == "ValueError"
     assert failed["result"]["exc_message"] == ["broken"]
-    wait_until(lambda: worker.plane.lease(task_id) == DONE, 5, "the lease is done")
+    wait_until(lambda: worker.plane.lease(task_id) == DONE, 30, "the lease is done")
 
 
 @pytest.mark.parametrize("time", [None, datetime(2026, 3, 1, 23, tzinfo=UTC)])
@@ -97,13 +98,13 @@ def test_second_delivery_stores_nothing(worker: Worker, tmp_path: Path) -> None:
     assert again == task_id
     plane.wait_for(task_id, "SUCCESS")
     after = plane.send("sample.steps", str(path), 6, 0.2, queue="work", run_id=task_id.run_id, dispatch=3)
-    worker.process.wait_for_line(f"{after}] ignored", timeout=10)
+    worker.process.wait_for_line(f"{after}] ignored")
 
     assert plane.states(task_id).count("STARTED") == plane.states(task_id).count("SUCCESS") == 1
     assert plane.states(other) == plane.states(after) == []
     assert plane.stored(other) is None
     assert len(lines(path, "start")) == len(lines(path, "end")) == 1
-    assert plane.lease(task_id) == DONE
+    wait_until(lambda: plane.lease(task_id) == DONE, 30, "the lease is done")
 
 
 @pytest.mark.parametrize("value", [f"{HELD}somebody", DONE, REAPED, CANCELLED])
@@ -111,7 +112,7 @@ def test_attempt_that_is_not_ours_is_refused(worker: Worker, tmp_path: Path, val
     plane, run_id = worker.plane, new_run()
     plane.redis.set(lease_key(run_id, 1, 0), value, px=60_000)
     task_id = plane.send("sample.steps", str(tmp_path / "witness"), queue="work", run_id=run_id)
-    worker.process.wait_for_line(f"{task_id}] ignored", timeout=10)
+    worker.process.wait_for_line(f"{task_id}] ignored")
     assert plane.stored(task_id) is None
     assert plane.lease(task_id) == value
     assert not lines(tmp_path / "witness")
@@ -121,10 +122,10 @@ def test_attempt_that_has_ended_is_refused_without_its_lease(worker: Worker, tmp
     plane, path = worker.plane, tmp_path / "witness"
     task_id = plane.send("sample.steps", str(path), 1, 0, queue="work")
     plane.wait_for(task_id, "SUCCESS")
-    wait_until(lambda: plane.lease(task_id) == DONE, 5, "the lease is done")
+    wait_until(lambda: plane.lease(task_id) == DONE, 30, "the lease is done")
     plane.redis.delete(lease_key(task_id.run_id, 1, 0))
     plane.send("sample.steps", str(path), 1, 0, queue="work", run_id=task_id.run_id)
-    worker.process.wait_for_line(f"{task_id}] ignored", timeout=10)
+    worker.process.wait_for_line(f"{task_id}] ignored")
     assert len(lines(path, "start")) == 1
 
 
@@ -134,15 +135,19 @@ def test_next_attempt_has_a_lease_of_its_own(worker: Worker, tmp_path: Path) -> 
     plane.wait_for(first, "FAILURE")
     second = plane.send("sample.steps", str(path), queue="work", run_id=first.run_id, attempt=2, dispatch=2)
     plane.wait_for(second, "SUCCESS")
-    wait_until(lambda: plane.lease(second, attempt=2) == DONE, 5, "the second lease is done")
+    wait_until(lambda: plane.lease(second, attempt=2) == DONE, 30, "the second lease is done")
 
 
 def test_retry_inside_an_attempt_has_a_lease_of_its_own(worker: Worker, tmp_path: Path) -> None:
     plane, path = worker.plane, tmp_path / "witness"
-    task_id = plane.send("sample.retry", str(path), queue="work")
+    go = tmp_path / "go"
+    task_id = plane.send("sample.retry", str(path), str(go), queue="work")
+    # Celery publishes the retry before it stores RETRY, and would keep a SUCCESS that came in between.
+    plane.wait_for(task_id, "RETRY")
+    wait_until(lambda: plane.lease(task_id) == DONE, 30, "the first lease is done")
+    go.touch()
     assert plane.wait_for(task_id, "SUCCESS")["result"] == 1
-    wait_until(lambda: plane.lease(task_id, retries=1) == DONE, 5, "the second lease is done")
-    assert plane.lease(task_id) == DONE
+    wait_until(lambda: plane.lease(task_id, retries=1) == DONE, 30, "the second lease is done")
     assert [line.split()[1] for line in lines(path)] == ["0", "1"]
     assert sorted(plane.states(task_id)) == ["RETRY", "STARTED", "STARTED", "SUCCESS"]
 
@@ -150,7 +155,7 @@ def test_retry_inside_an_attempt_has_a_lease_of_its_own(worker: Worker, tmp_path
 def test_cancel_stops_bodies(worker: Worker, tmp_path: Path) -> None:
     """One that reports, one that never does and swallows every Exception, one in a blocking call."""
     plane = worker.plane
-    bodies = {"steps": ("sample.steps", 200, 0.1), "spin": ("sample.spin", 20.0), "sleep": ("sample.sleep", 20.0)}
+    bodies = {"steps": ("sample.steps", 600, 0.1), "spin": ("sample.spin", 60.0), "sleep": ("sample.sleep", 60.0)}
     if worker.pool == "threads":
         del bodies["sleep"]  # no signal reaches a thread
     elif worker.pool == "solo":
@@ -164,15 +169,15 @@ def test_cancel_stops_bodies(worker: Worker, tmp_path: Path) -> None:
         if worker.pool != "solo":
             _cancel(plane, task_id, tmp_path / name)
     for name, task_id in sent.items():
-        wait_until(lambda name=name: lines(tmp_path / name, "stopped Cancelled"), 8, f"{name} is stopped")
-        worker.process.wait_for_line(f"{task_id}] ignored", timeout=5)
+        wait_until(lambda name=name: lines(tmp_path / name, "stopped Cancelled"), 30, f"{name} is stopped")
+        worker.process.wait_for_line(f"{task_id}] ignored")
         assert not lines(tmp_path / name, "end")
         assert set(plane.states(task_id)) <= {"STARTED", "PROGRESS"}
         assert plane.lease(task_id) == CANCELLED
 
 
 def _cancel(plane: Plane, task_id: object, path: Path) -> None:
-    wait_until(lambda: lines(path, "start"), 10, "the body has started")
+    wait_until(lambda: lines(path, "start"), 30, "the body has started")
     plane.set_lease(task_id, CANCELLED)  # type: ignore[arg-type]
 
 
@@ -183,7 +188,7 @@ def test_progress_is_throttled_and_the_newest_goes_out(worker: Worker) -> None:
     assert told[0] == 1
     assert told[-1] == 5000
     assert len(told) <= 3 + result["spent_s"] / 0.1
-    assert result["spent_s"] < 2
+    assert result["cpu_s"] < 2
 
 
 def test_digest_of_a_real_folder(worker: Worker, tmp_path: Path) -> None:
@@ -224,9 +229,15 @@ def test_stock_message_runs_as_in_a_stock_worker(worker: Worker, tmp_path: Path)
 
 
 def test_worker_says_that_it_lives(worker: Worker) -> None:
-
     key = presence_key(f"{worker.pool}@test")
-    said = json.loads(wait_until(lambda: worker.plane.redis.get(key), 8, "presence"))
+
+    def consuming() -> dict[str, Any] | None:
+        # The first words of a worker come before it consumes anything.
+        value = worker.plane.redis.get(key)
+        said: dict[str, Any] = json.loads(value) if value else {}
+        return said if said.get("queues") else None
+
+    said = wait_until(consuming, 30, "presence, with what is consumed") or {}
     assert said["nodename"] == f"{worker.pool}@test"
     assert said["queues"] == ["work"]
     assert {"files.digest", "http.request", "sample.steps"} <= set(said["tasks"])
