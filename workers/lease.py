@@ -65,7 +65,7 @@ class Attempt:
         self._news: Callable[[], str] | None = None
         #: Stops a body that runs on an event loop, for which this attempt's thread waits.
         self._stop_elsewhere: Callable[[], None] | None = None
-        #: What such a body said besides news, for nothing on that loop may wait for Redis.
+        #: What such a body said besides news, and its first, for nothing on that loop may wait for Redis.
         self._states: deque[str] = deque(maxlen=_STATES_KEPT)
         self._next_time = 0.0
         #: When the body's soft time limit ends, where no pool keeps it; whether that is to be told, and whether it was.
@@ -111,6 +111,13 @@ class Attempt:
         if not due or self._retry_time is not None or self._stop_elsewhere is not None:
             if due and self._stop_elsewhere is not None:
                 said = encode()  # what cannot be encoded is the body's to hear
+                if not self._next_time:
+                    # The first is said, also if another one is told before the heartbeat thread has turned.
+                    self._next_time = now + NEWS_S
+                    with self._gate:
+                        self._states.append(said)
+                    self.keeper.wake()
+                    return
                 waiting, self._news = self._news, lambda: said
             else:
                 waiting, self._news = self._news, encode
