@@ -26,7 +26,7 @@ def await_file(path: str) -> None:
 def steps(
     self: Any, path: str, count: int = 3, pause_s: float = 0.05, state: str | None = None, go: str | None = None
 ) -> int:
-    """Steps with PROGRESS; with `state`, that one in the middle; with `go`, the first alone until there is that file."""
+    """Steps with PROGRESS; with `state`, that one in the middle; with `go`, one alone until there is such a file."""
     witness(path, f"start {self.fence}")
     try:
         for step in range(1, count + 1):
