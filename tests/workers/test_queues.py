@@ -46,7 +46,7 @@ def test_queues_of_every_kind_and_those_that_come_later(
     for name in kinds:
         task_id = plane.send("sample.steps", str(tmp_path / name), 1, 0, queue=name)
         plane.wait_for(task_id, "SUCCESS")
-    wait_until(lambda: consumed(plane) == ["classic", "limited", "quorum"], 12, "presence names what is consumed")
+    wait_until(lambda: consumed(plane) == ["classic", "limited", "quorum"], 30, "presence names what is consumed")
 
     with channel_of(plane) as channel:
         channel.queue_declare(queue="missing", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
@@ -77,14 +77,20 @@ def test_prefetch_is_what_runs_at_once(
     plane = plane_on(amqp_url, redis_url)
     with channel_of(plane) as channel:
         channel.queue_declare(queue="work", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
-    start_worker(amqp_url, redis_url, "-c", "1", name="one")
-    sent = [plane.send("sample.steps", str(tmp_path / f"{n}"), 10, 0.1, queue="work") for n in range(4)]
-    plane.wait_for(sent[0], "STARTED")
+    go = tmp_path / "go"
+    sent = [plane.send("sample.steps", str(tmp_path / f"{n}"), 1, 0, None, str(go), queue="work") for n in range(4)]
     with channel_of(plane) as channel:
-        waiting = wait_until(lambda: channel.queue_declare(queue="work", passive=True).message_count, 3, "waiting")
-    assert waiting == 3
+
+        def waiting() -> int:
+            return int(channel.queue_declare(queue="work", passive=True).message_count)
+
+        wait_until(lambda: waiting() == 4, 30, "all are in the queue")
+        start_worker(amqp_url, redis_url, "-c", "1", name="one")
+        plane.wait_for(sent[0], "STARTED")
+        wait_until(lambda: waiting() == 3, 30, "one is taken in")
+        go.touch()
     for task_id in sent:
-        plane.wait_for(task_id, "SUCCESS", 20)
+        plane.wait_for(task_id, "SUCCESS")
 
 
 def test_settings_name_the_queues_where_the_command_does_not(
