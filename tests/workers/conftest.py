@@ -39,9 +39,11 @@ def worker_process(
     name: str = "w",
     ready: bool = True,
     settings: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Process:
     """A worker as `jobplane worker` starts it."""
     env = {
+        **(env or {}),
         "JOBPLANE_WORKER_BROKER_URL": broker_url,
         "JOBPLANE_WORKER_REDIS_URL": redis_url,
         "JOBPLANE_WORKER_INCLUDE": "tests.workers.sample_tasks",

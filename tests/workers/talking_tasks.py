@@ -8,10 +8,13 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from celery import shared_task
 from celery.utils.log import get_task_logger
+
+from workers import progress
 
 log = logging.getLogger("talk.plain")
 own = logging.getLogger("talk.own")
@@ -59,8 +62,18 @@ def fail() -> None:
     raise ValueError("token=abc")
 
 
+def await_file(path: str) -> None:
+    """Return once there is such a file, or after a minute."""
+    end = time.monotonic() + 60
+    while not Path(path).exists() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 @shared_task(name="talk.retry", bind=True, max_retries=1)
-def retry(self: Any) -> None:
+def retry(self: Any, go: str) -> None:
+    """Fails once, and says its second word as soon as there is a file."""
+    if self.request.retries:
+        await_file(go)
     log.info("delivery %d", self.request.retries)
     if self.request.retries == 0:
         raise self.retry(countdown=0.1, exc=ValueError("once"))
@@ -77,9 +90,12 @@ def rubbish() -> None:
 
 
 @shared_task(name="talk.many")
-def many(word: str, count: int, pause_s: float) -> None:
-    """So many lines, a pause after each tenth."""
+def many(word: str, count: int, pause_s: float, go: str | None = None) -> None:
+    """So many lines, a pause after each tenth; with `go`, half of them, and the others once there is that file."""
     for number in range(count):
+        if go is not None and number == count // 2:
+            await_file(go)
+            progress(number, count)
         if number % 2:
             log.info("%s %d", word, number)
         else:

@@ -22,10 +22,13 @@ TEAM = {"autodiscover": "tests.workers.team", "max_tasks_per_child": "3"}
 
 @pytest.fixture(scope="module")
 def team(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Plane]]:
-    """A worker of a team, prefork, one child."""
+    """A worker of a team, prefork, one child. It says how it fares beside its output, where no other worker does."""
     url = shared_redis_url(valkey_server)
     path = tmp_path_factory.mktemp("team") / "worker.log"
-    with worker_process(path, url, url, "-c", "1", settings=TEAM) as process, Plane(url, url) as plane:
+    with (
+        worker_process(path, url, url, "-c", "1", settings=TEAM, env={"TMPDIR": str(path.parent)}) as process,
+        Plane(url, url) as plane,
+    ):
         yield process, plane
         print(process.output()[-6000:])
 
@@ -47,26 +50,25 @@ def test_they_report_without_knowing_of_us(team: tuple[Process, Plane]) -> None:
 def test_the_result_of_a_message_that_is_not_the_planes_is_celerys_matter(team: tuple[Process, Plane]) -> None:
     _, plane = team
     foreign = plane.celery.send_task("tests.workers.team.tasks.not_a_number", queue="work").id
-    wait_until(lambda: (plane.stored(foreign) or {}).get("status") == "SUCCESS", 15, "it is stored")
+    wait_until(lambda: (plane.stored(foreign) or {}).get("status") == "SUCCESS", 30, "it is stored")
     ours = plane.send("tests.workers.team.tasks.not_a_number", queue="work")
     assert plane.wait_for(ours, "FAILURE")["result"]["exc_type"] == "ResultNotJson"
 
 
 def test_children_are_replaced(team: tuple[Process, Plane]) -> None:
     _, plane = team
-    sent = [plane.send("tests.workers.team.tasks.whose", queue="work") for _ in range(7)]
-    pids = {plane.wait_for(task_id, "SUCCESS", 30)["result"]["pid"] for task_id in sent}
-    assert len(pids) >= 3
+    sent = [plane.send("tests.workers.team.tasks.whose", queue="work") for _ in range(4)]
+    pids = {plane.wait_for(task_id, "SUCCESS")["result"]["pid"] for task_id in sent}
+    assert len(pids) >= 2
 
 
 def test_a_worker_that_consumes_is_sound(team: tuple[Process, Plane]) -> None:
     process, _ = team
 
     def sound() -> bool:
-        code, said = health()
-        return code == 0 and "w@test: sound\n" in said
+        return health(TMPDIR=str(process.output_path.parent)) == (0, "w@test: sound\n")
 
-    wait_until(sound, 15, "it says so")
+    wait_until(sound, 30, "it says so")
     assert process.poll() is None
 
 

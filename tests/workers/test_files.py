@@ -123,10 +123,10 @@ def test_file_that_cannot_be_read_is_an_error(tree: Path, monkeypatch: pytest.Mo
 
 def test_no_pattern_takes_long() -> None:
     """The body holds the interpreter's lock while it matches: a pattern that backtracks would end the lease."""
-    begin = time.perf_counter()
+    begin = time.thread_time()
     assert not matcher("a*" * 40 + "b")("a" * 250)
     assert not matcher("**/a*a*a*a*a*a*a*a*b")("/".join(["a" * 60] * 60))
-    assert time.perf_counter() - begin < 5, "seconds, where backtracking takes years"
+    assert time.thread_time() - begin < 5, "seconds, where backtracking takes years"
     with pytest.raises(ValueError, match="pattern: more than two"):
         matcher("**/a/**/b/**/c")
     assert matcher("**/**/**/c")("a/c")

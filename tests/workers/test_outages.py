@@ -202,7 +202,8 @@ def test_stop_while_redis_is_gone(tmp_path: Path, start_worker: StartWorker, pla
     valkey = Valkey(tmp_path / "valkey")
     valkey.start()
     try:
-        worker = start_worker(valkey.url, valkey.url, "-c", "2", settings={"soft_shutdown_s": "1"})
+        settings = {"soft_shutdown_s": "1", "include": "tests.workers.sample_tasks,tests.workers.impatient"}
+        worker = start_worker(valkey.url, valkey.url, "-c", "2", settings=settings)
         plane = plane_on(valkey.url, valkey.url)
         plane.wait_for(plane.send("sample.steps", str(tmp_path / "witness"), 300, 0.1, queue="work"), "PROGRESS")
         worker.send_signal(signal.SIGQUIT)

@@ -56,7 +56,7 @@ def test_wrong_setting_ends_the_worker_in_one_line(given: dict[str, str], messag
     env |= {f"JOBPLANE_WORKER_{key.upper()}": value for key, value in given.items()}
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker"]
     done = subprocess.run(
-        command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=30, check=False
+        command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
     assert done.stderr.strip() == f"jobplane: {message}"
