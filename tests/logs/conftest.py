@@ -1,7 +1,5 @@
 """Stores to write to: a folder, and moto's server, which imitates S3."""
 
-import contextlib
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +13,9 @@ from app.logs.store import Store
 @pytest.fixture(scope="module")
 def imitated_s3() -> Iterator[str]:
     """A bucket at an imitation of S3 that runs in this process; its URL."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
         patch.setenv("AWS_ACCESS_KEY_ID", "imitation")
