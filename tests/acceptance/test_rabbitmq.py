@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ class Broker:
             found = self.queues()
             return found if all(queue.messages == 0 for queue in found.values()) else None
 
-        return wait_until(silent, 20, "every message is acknowledged") or {}
+        return wait_until(silent, 40, "every message is acknowledged") or {}
 
 
 @pytest.fixture
@@ -101,13 +102,13 @@ def run_to_its_end(api: Api, task: str, queue: str, namespace: str = "default") 
 
 
 @pytest.mark.long
-def test_twenty_seconds_twenty_runs_through_a_quorum_queue(amqp_plane: Plane, broker: Broker) -> None:
+def test_twenty_seconds_twenty_runs_through_a_quorum_queue(amqp_plane: Plane, broker: Broker, tmp_path: Path) -> None:
     api = amqp_plane.api()
     amqp_plane.scheduler()
     api.await_queue("default")
     worker = amqp_plane.worker("default")
     worker.wait_for_line("queue_consumed", 20)
-    runs = follow_a_job_each_second(api, 20)
+    runs = follow_a_job_each_second(api, 20, tmp_path)
     assert received(worker) == {run["id"] for run in runs}
     assert {run["attempt"] for run in runs} == {1}
     queue = api.get("/queues/default")

@@ -51,11 +51,13 @@ def test_from_the_body_to_the_caller(plane: Plane, tmp_path: Path, pool: str) ->
     wrong = {kind: run(api, "result.odd", kind=kind) for kind in WRONG}
     large, mark = run(api, "result.rows", count=10_000), run(api, "result.odd", kind="mark")
     typed = run(api, "result.odd", kind="typed")
-    watched = tmp_path / "watched"
-    talk = run(api, "result.talk", lines=30, pause_s=0.05, after=str(watched))
+    watched, seen = tmp_path / "watched", tmp_path / "seen"
+    talk = run(api, "result.talk", lines=30, after=str(watched), until=str(seen))
     watching = plane.start([*JOBPLANE, "watch", talk, "--url", api.url], name="watch")
     wait_until(lambda: f"result.talk · {talk}" in watching.output(), 30, "somebody watches")
     watched.touch()
+    wait_until(lambda: "PROGRESS" in watching.output(), 30, "who watches sees it at work")
+    seen.touch()
 
     for kind, run_id in wrong.items():
         found = ended(api, run_id)
@@ -76,4 +78,3 @@ def test_from_the_body_to_the_caller(plane: Plane, tmp_path: Path, pool: str) ->
     lines = [line.rpartition("line ")[2] for line in said if "line " in line]
     assert lines == [str(number) for number in range(1, 31)]
     assert said[-1].endswith('s: "said"')
-    assert any("PROGRESS" in line for line in said)

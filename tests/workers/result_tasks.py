@@ -36,13 +36,18 @@ def odd(kind: str) -> Any:
 
 
 @shared_task(name="result.talk")
-def talk(lines: int, pause_s: float, after: str) -> str:
-    """Prints lines, with progress, once there is a file; it waits a minute for that."""
-    end = time.monotonic() + 60
-    while not Path(after).exists() and time.monotonic() < end:
-        time.sleep(0.05)
+def talk(lines: int, after: str, until: str) -> str:
+    """Prints lines, with progress, once there is a file, and ends once there is another; each for a minute at most."""
+    _await_file(after)
     for number in range(1, lines + 1):
         print(f"line {number}")
         progress(number, lines)
-        time.sleep(pause_s)
+        time.sleep(0.01)
+    _await_file(until)
     return "said"
+
+
+def _await_file(path: str) -> None:
+    end = time.monotonic() + 60
+    while not Path(path).exists() and time.monotonic() < end:
+        time.sleep(0.05)
