@@ -86,7 +86,7 @@ class Process:
         """Send a signal to the process alone, not to its children."""
         self.popen.send_signal(how)
 
-    def stop(self, timeout: float = 15) -> int:
+    def stop(self, timeout: float = 30) -> int:
         """SIGTERM; the exit status. AssertionError, and the whole session killed, if it does not end in time."""
         self.popen.terminate()
         try:
