@@ -297,7 +297,7 @@ def test_a_server_that_hangs_is_killed_in_time(mine: Postgres) -> None:
     os.kill(mine.pid, signal.SIGSTOP)
     begin = time.monotonic()
     mine.stop(0.3)
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 30, "it would hang for ever"
     assert mine.poll() == -signal.SIGKILL
     # A process gives up its files, and so our lock, a moment before the kernel calls it ended.
     wait_until(lambda: not any(map(alive, servers)), 30, "the kernel has ended each of them")

@@ -77,7 +77,7 @@ async def test_a_frozen_broker_costs_no_more_than_the_timeout(broker: Broker, ei
     assert [outcome.fate for outcome in outcomes] == [Fate.UNCERTAIN] * 10
     with pytest.raises(BrokerAway):
         await hasty.check()
-    assert time.monotonic() - began < 2 * 0.5 + 5  # most of it for a busy machine
+    assert time.monotonic() - began < 2 * 0.5 + 20, "it would hang for ever"
     proxy.thaw()
     await eventually(confirms, 30, "a confirm after the frost")
     await hasty.close()

@@ -242,7 +242,7 @@ async def test_at_the_end_of_the_process_everybody_is_told_to_come_back(
             assert (await general.closed())[0] == 4503
             assert (await single.closed())[0] == 4503
             assert await poll is None
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15, "who takes nothing would hold it for 20 s"
     raw.close()
     with pytest.raises((OSError, ConnectionClosed)):
         async with client(feed.url("/feed")):
