@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ def _fires_when_it_should(api: Api) -> None:
             f"{hour:02}:{minute:02}+0800" for hour in (1, 7, 13, 19)
         }
         assert len(set(times)) == 8
-        assert datetime.fromisoformat(job["next_run_time"]) == times[0]
+        # It may have fired between the two answers, eight instants a day.
+        assert datetime.fromisoformat(job["next_run_time"]) in {times[0], times[3] - timedelta(days=1)}
 
 
 def _each_queue_has_its_own(api: Api) -> None:
