@@ -49,12 +49,12 @@ class Plane:
             [*JOBPLANE, "api"], name=f"api-{port}", env=self.environment(JOBPLANE_PORT=str(port), **more)
         )
         api = Api(f"http://127.0.0.1:{port}", process)
-        wait_until(api.answers, 30, "the API answers")
+        wait_until(api.answers, 90, "the API answers")
         return api
 
     def scheduler(self, **more: str) -> Process:
         process = self.start([*JOBPLANE, "scheduler"], name="scheduler", env=self.environment(**more))
-        process.wait_for_line("scheduler_up", 30)
+        process.wait_for_line("scheduler_up", 90)
         return process
 
     def worker(self, *queues: str, name: str = "w", options: tuple[str, ...] = (), **more: str) -> Process:
@@ -66,7 +66,7 @@ class Plane:
             env=self.environment(**settings),
             cwd=HERE.parent.parent,
         )
-        process.wait_for_line("ready.", 40)
+        process.wait_for_line("ready.", 90)
         return process
 
 
@@ -98,7 +98,7 @@ class Api:
             return False
 
     def call(self, method: str, path: str, body: Any = None, status: int | None = None, **params: Any) -> Any:
-        answer = httpx.request(method, f"{self.v1}{path}", json=body, params=params, timeout=20)
+        answer = httpx.request(method, f"{self.v1}{path}", json=body, params=params, timeout=60)
         if status is not None:
             assert answer.status_code == status, answer.text
         else:
@@ -138,7 +138,7 @@ class Api:
         self.await_queue(name)
 
     def await_queue(self, name: str) -> None:
-        wait_until(lambda: self.get(f"/queues/{name}").get("declare_time"), 30, f"the queue {name} is declared")
+        wait_until(lambda: self.get(f"/queues/{name}").get("declare_time"), 60, f"the queue {name} is declared")
 
     def ended(self, count: int, timeout: float, **filters: Any) -> list[dict[str, Any]]:
         """The runs that match, once so many have ended and none is left."""
