@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -13,6 +14,13 @@ from fastapi import FastAPI
 from app.dispatch.broker import connect
 from app.main import create_app
 from app.settings import Settings
+
+#: Settings of a plane that is never started.
+NOWHERE: Final = {
+    "database_url": "postgresql+asyncpg://nowhere/x",
+    "redis_url": "redis://nowhere",
+    "broker_url": "redis://nowhere",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +37,19 @@ async def within_an_hour() -> None:
         await asyncio.sleep(left_s + 0.1)
 
 
+@lru_cache
+def _routes(args_limit_kib: int) -> FastAPI:
+    """An application to be started with one test's settings after the other's: its routes take as long as a test.
+
+    Its counters of requests go on from test to test; `client_of` has its own.
+    """
+    return create_app(Settings.load(**NOWHERE, args_limit_kib=args_limit_kib))
+
+
 @pytest.fixture
 async def app(settings: Settings) -> AsyncIterator[FastAPI]:
-    made = create_app(settings)
+    made = _routes(settings.args_limit_kib)
+    made.state.settings = settings
     async with made.router.lifespan_context(made):
         yield made
 

@@ -12,7 +12,7 @@ from app.database import Database
 from app.embedded import free_port
 from app.main import create_app
 from app.settings import Settings
-from tests.api.conftest import a_job
+from tests.api.conftest import a_job, client_of
 from tests.processes import PATIENCE_S
 
 
@@ -41,12 +41,13 @@ async def test_readiness_names_each_part(
     assert (await client.get("/readyz?part=moon")).status_code == 422
 
 
-async def test_metrics_tell_of_the_plane(client: httpx.AsyncClient, queue: str, redis_url: str) -> None:
-    await client.post("/api/v1/runs", json={"task": "x"})
-    job = (await client.post("/api/v1/jobs", json=a_job())).json()
-    await client.get(f"/api/v1/jobs/{job['id']}")
-    await client.get("/nothing")
-    text = (await client.get("/metrics")).text
+async def test_metrics_tell_of_the_plane(settings: Settings, queue: str) -> None:
+    async with client_of(settings) as client:
+        await client.post("/api/v1/runs", json={"task": "x"})
+        job = (await client.post("/api/v1/jobs", json=a_job())).json()
+        await client.get(f"/api/v1/jobs/{job['id']}")
+        await client.get("/nothing")
+        text = (await client.get("/metrics")).text
     assert 'jobplane_runs_live{state="PENDING"} 1.0' in text
     assert "jobplane_runs_waiting 1.0" in text
     assert "jobplane_jobs_due 0.0" in text

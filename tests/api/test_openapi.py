@@ -18,14 +18,13 @@ from app.api.schemas.queues import EXAMPLE_QUEUE, EXAMPLE_QUEUE_OUT, QueueIn, Qu
 from app.api.schemas.runs import EXAMPLE_EVENT, EXAMPLE_RUN, EventOut, RunOut
 from app.main import create_app
 from app.settings import Settings
+from tests.api.conftest import NOWHERE
 
 SNAPSHOT = Path(__file__).parent / "openapi.json"
 
 
 def description() -> dict[str, Any]:
-    urls = {"redis_url": "redis://nowhere", "broker_url": "redis://nowhere"}
-    app = create_app(Settings.load(database_url="postgresql+asyncpg://nowhere/x", **urls))
-    made: dict[str, Any] = app.openapi()
+    made: dict[str, Any] = create_app(Settings.load(**NOWHERE)).openapi()
     return made
 
 

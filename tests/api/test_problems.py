@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import httpx
+import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 from structlog.testing import capture_logs
@@ -87,13 +88,13 @@ async def test_every_type_is_explained(client: httpx.AsyncClient) -> None:
     assert problem(await client.get("/problems/nothing")) == (404, "not-found")
 
 
-async def test_the_unexpected(client: httpx.AsyncClient, app: FastAPI) -> None:
-    async def broken() -> None:
+async def test_the_unexpected(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
         raise RuntimeError("a secret")
 
-    app.add_api_route("/broken", broken)
+    monkeypatch.setattr("app.api.health.Probes.look", broken)
     with capture_logs() as lines:
-        answer = await client.get("/broken", headers={"X-Request-ID": "mine-1"})
+        answer = await client.get("/readyz", headers={"X-Request-ID": "mine-1"})
     assert problem(answer) == (500, "internal")
     assert answer.headers["x-request-id"] == "mine-1"
     assert "secret" not in answer.text
