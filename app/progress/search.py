@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 from app.database import Database, Record
 from app.progress import guards, moves
@@ -66,7 +67,9 @@ class Search:
         self._look_at = {queue: at for queue, at in self._look_at.items() if at > time.monotonic()}
         self._look_at |= dict.fromkeys(looked, again)
 
-    async def _judge(self, rows: Sequence[Record], found: Mapping[str, Found], now: datetime) -> dict[Any, list[Maker]]:
+    async def _judge(
+        self, rows: Sequence[Record], found: Mapping[str, Found], now: datetime
+    ) -> dict[UUID, list[Maker]]:
         asked = _to_be_asked(rows, found)
         held = await self._consumers.held(asked) if asked else Held()
         wanted = await self._verdicts.truth(rows)
