@@ -208,8 +208,7 @@ class Keeper:
     def give_back(self) -> None:
         """End every body that holds a lease: the worker is being stopped."""
         for attempt in self._leased():
-            attempt.lose(STOPPED)
-            attempt.interrupt()
+            attempt.give_back()
 
     def abandon(self) -> None:
         """Give the leases of the bodies back that did not end. The process must end with this."""

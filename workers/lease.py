@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError
 
 from workers import interrupts
-from workers.keeper import AWAY, HANDED_BACK, PAUSE_S, Keeper
+from workers.keeper import AWAY, HANDED_BACK, PAUSE_S, STOPPED, Keeper
 from workers.log import log
 from workers.protocol import CANCELLED, DONE, HELD
 from workers.tracking import NEWS_S
@@ -58,8 +58,11 @@ class Attempt:
         self.lost: str | None = None
         #: When the last word that renewed the lease was sent, on the monotonic clock.
         self.renewed_at = time.monotonic()
+        #: The body has ended, so that a stop lets it be recorded (`interrupts.HOLD_S`).
+        self.over = False
         self._ident = threading.get_ident()
         self._inside = False
+        self._ended = False
         self._gate = threading.Lock()
         self._voice = threading.Lock()
         self._news: Callable[[], str] | None = None
@@ -245,16 +248,45 @@ class Attempt:
             else:
                 interrupts.send(self._ident, self, type(self._loss()))
 
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """The body does what ends it, if that raises Retry."""
+        before, self.over = self.over, True
+        try:
+            yield
+        except Retry:
+            before = True
+            raise
+        finally:
+            self.over = before
+
+    def give_back(self) -> None:
+        """The worker is being stopped: end the body, so that its message comes again.
+
+        One that has ended is given `HOLD_S` to be recorded.
+        """
+        if self.over:
+            later = threading.Timer(interrupts.HOLD_S, self._give_back)
+            later.daemon = True
+            later.start()
+        else:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._ended:
+            self.lose(STOPPED)
+            self.interrupt()
+
     def end(self, *, finished: bool) -> None:
         """The delivery is over: its result is stored (the lease says `done`), or it is handed back."""
+        self._ended = True
         self.keeper.drop(self)
-        if not self.key:
-            return
-        if self.lost is None:
-            self.keeper.close(self, DONE if finished else "")
-        elif self.lost in HANDED_BACK:
-            # The message comes again, and must not find a lease of ours that nobody renews.
-            self.keeper.close(self, "")
+        try:
+            if self.key and (self.lost is None or self.lost in HANDED_BACK):
+                # What is handed back comes again, and must not find a lease of ours that nobody renews.
+                self.keeper.close(self, DONE if finished else "")
+        finally:
+            interrupts.release(self)
 
     def _say_news(self, encode: Callable[[], str], now: float) -> None:
         try:
@@ -303,6 +335,7 @@ class Attempt:
 
     def _enter(self) -> None:
         if self.key:
+            interrupts.hold(self)
             interrupts.prepare(self)
             self._inside = True
             self.check()

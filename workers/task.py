@@ -4,6 +4,7 @@ Task bodies stay plain functions, `def` or `async def`. What a body may use: `pr
 own `self.update_state(...)` and `self.retry(...)`, `self.context`, `self.scheduled_time` and `self.fence`.
 """
 
+import contextlib
 import inspect
 import os
 import sys
@@ -162,7 +163,9 @@ class Task(CeleryTask):
         goes_out = not request.called_directly and not request.is_eager and (most is None or request.retries < most)
         if coroutines.on_loop() and throw and goes_out:
             raise _RetryLater(send, exc, eta or countdown)
-        return send()
+        attempt = self._attempt
+        with contextlib.nullcontext() if attempt is None else attempt.ending():
+            return send()
 
     @property
     def _attempt(self) -> Attempt | None:
@@ -194,23 +197,33 @@ class Task(CeleryTask):
             if self._asynchronous:
                 return self._execute_coroutine(call, elsewhere, args, kwargs)
             factory = context.load(self.app.conf.get("jobplane_context"))
+            body = partial(self._execute_function, elsewhere, args, kwargs)
             if factory is None:
-                return self._completed(self.run(*args, **kwargs), elsewhere)
+                return body()
             self._follow_coroutines()  # an asynchronous context may ask for the request
-            return factory.around(self, call, lambda: self._completed(self.run(*args, **kwargs), elsewhere), elsewhere)
+            return factory.around(self, call, body, elsewhere)
 
-    def _completed(self, result: Any, elsewhere: Elsewhere) -> Any:
-        if not isinstance(result, CoroutineType):
-            return result
-        self._follow_coroutines()  # of a function that is no coroutine function, but returns one
-        return coroutines.run(lambda: result, elsewhere)
+    def _execute_function(self, elsewhere: Elsewhere, args: Any, kwargs: Any) -> Any:
+        try:
+            result = self.run(*args, **kwargs)
+            if not isinstance(result, CoroutineType):
+                return result
+            self._follow_coroutines()  # of a function that is no coroutine function, but returns one
+            return coroutines.run(lambda: result, elsewhere)
+        finally:
+            self._is_over()
 
     def _execute_coroutine(self, call: Call, elsewhere: Elsewhere, args: Any, kwargs: Any) -> Any:
         factory = context.load(self.app.conf.get("jobplane_context"))
         run = partial(coroutines.run, elsewhere=elsewhere, soft_s=self._soft_s(self.request))
 
         def execute(*args: Any, **kwargs: Any) -> Any:
-            body = partial(getattr(self, "_orig_run", None) or self.run, *args, **kwargs)
+            async def body() -> Any:
+                try:
+                    return await (getattr(self, "_orig_run", None) or self.run)(*args, **kwargs)
+                finally:
+                    self._is_over()
+
             return run(body) if factory is None else factory.around_coroutine(self, call, body, run)
 
         try:
@@ -220,6 +233,12 @@ class Task(CeleryTask):
         if self._dump_pydantic_arguments is not None and isinstance(result, BaseModel):
             return result.model_dump(mode="json")
         return result
+
+    def _is_over(self) -> None:
+        """The body has returned or raised: a stop waits until that is recorded."""
+        attempt = self._attempt
+        if attempt is not None:
+            attempt.over = True
 
     def _soft_s(self, request: Any) -> float | None:
         """The soft time limit of a body, where the pool does not keep it."""

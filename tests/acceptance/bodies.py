@@ -1,9 +1,11 @@
 """Task bodies for acceptance tests: they report PROGRESS and write a witness of when they were at work."""
 
+import contextlib
 import json
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ def steps(
     self: Any, count: int = 3, step_s: float = 0.1, witness: str | None = None, until: str | None = None
 ) -> dict[str, int]:
     """Sleeps `count` times `step_s`, with PROGRESS at each step; then until a file of its run's name is in a folder."""
-    run, body = self.request.id.partition(".")[0], uuid.uuid4().hex
+    run, body = _run(self), self.context or uuid.uuid4().hex
     _witness(witness, run=run, body=body, what="begin", task_id=self.request.id)
     for n in range(1, count + 1):
         time.sleep(step_s)
@@ -34,8 +36,21 @@ def steps(
     while until is not None and not (Path(until) / run).exists() and time.monotonic() < deadline:
         time.sleep(step_s)
         _witness(witness, run=run, body=body, what="beat")
-    _witness(witness, run=run, body=body, what="end")
+    if self.context is None:
+        _witness(witness, run=run, body=body, what="end")
     return {"steps": count}
+
+
+@contextlib.contextmanager
+def ends(task: Any) -> Iterator[str]:
+    """A worker's context: the witness of an end comes when the body has returned, and not before."""
+    body = uuid.uuid4().hex
+    yield body
+    _witness(task.request.kwargs.get("witness"), run=_run(task), body=body, what="end")
+
+
+def _run(task: Any) -> str:
+    return str(task.request.id).partition(".")[0]
 
 
 @shared_task(name="test.add")

@@ -17,6 +17,7 @@ from tests.workers.plane import Plane
 ROOT = Path(__file__).parents[2]
 
 StartWorker = Callable[..., Process]
+PlaneOn = Callable[[str, str], Plane]
 
 _shared_databases = itertools.cycle(SHARED_DATABASES)
 
@@ -79,7 +80,7 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
 
 
 @pytest.fixture
-def plane_on() -> Iterator[Callable[[str, str], Plane]]:
+def plane_on() -> Iterator[PlaneOn]:
     """Make planes that end with the test: `plane_on(broker_url, redis_url)`."""
     made: list[Plane] = []
 

@@ -30,6 +30,11 @@ class Plane:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
+    def declare(self, queue: str) -> None:
+        """Make a durable queue."""
+        with self.celery.connection_for_write() as connection, connection.channel() as channel:
+            channel.queue_declare(queue=queue, durable=True, auto_delete=False)
+
     def send(
         self,
         task: str,

@@ -29,7 +29,7 @@ def _witness(task: Any) -> str:
 
 @contextlib.contextmanager
 def opened(task: Any) -> Iterator[str]:
-    """A context: says how it was left, sets a context variable, and fails where an argument says so."""
+    """A context: says how it is left, sets a context variable, and fails or waits where an argument says so."""
     path, words = _witness(task), task.request.args[1:]
     note(path, f"entered {task.name}")
     if "enter fails" in words:
@@ -48,6 +48,15 @@ def opened(task: Any) -> Iterator[str]:
             raise LookupError("no commit")
     finally:
         session.reset(token)
+        if _waits(words) and "sync" in words:
+            end = time.monotonic() + 60
+            while not Path(f"{path}.go").exists() and time.monotonic() < end:
+                time.sleep(0.02)
+
+
+def _waits(words: Any) -> bool:
+    """Whether a context is left only when there is a file beside the witness."""
+    return any(str(word).startswith("waits") for word in words)
 
 
 @contextlib.asynccontextmanager
@@ -55,11 +64,15 @@ async def opened_async(task: Any) -> AsyncIterator[str]:
     """The same, asynchronous, with a time-out around the body, which wants one coroutine to enter and leave it."""
     async with asyncio.timeout(60):
         await asyncio.sleep(0)
-        with opened(task) as value:
-            try:
-                yield value
-            finally:
-                await asyncio.sleep(0)
+        try:
+            with opened(task) as value:
+                try:
+                    yield value
+                finally:
+                    await asyncio.sleep(0)
+        finally:
+            if _waits(task.request.args):
+                await await_file(f"{_witness(task)}.go")
 
 
 def context(task: Any) -> Any:
@@ -69,15 +82,19 @@ def context(task: Any) -> Any:
 
 
 def plain_body(self: Any, path: str, word: str = "", kind: str = "") -> list[str]:
-    if word == "body fails":
+    if word in {"body fails", "waits after failure"}:
         raise ValueError("broken")
+    if word == "waits after retry" and self.request.retries == 0:
+        raise self.retry(countdown=0)
     return [self.context, session.get()]
 
 
 async def coroutine_body(self: Any, path: str, word: str = "", kind: str = "") -> list[str]:
     await asyncio.sleep(0)
-    if word == "body fails":
+    if word in {"body fails", "waits after failure"}:
         raise ValueError("broken")
+    if word == "waits after retry" and self.request.retries == 0:
+        raise self.retry(countdown=0)
     if word == "exits":
         raise SystemExit(3)
     if word == "cancels itself":

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from tests.workers.conftest import ROOT, shared_redis_url, worker_process
 from tests.workers.plane import Plane
 from workers.health import PATIENCE_S, Status, born, trouble
 
-PlaneOn = Callable[[str, str], Plane]
 TEAM = {"autodiscover": "tests.workers.team", "max_tasks_per_child": "3"}
 
 

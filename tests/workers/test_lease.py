@@ -98,7 +98,7 @@ def test_nothing_begins_once_all_was_given_back(keeper: Keeper, monkeypatch: pyt
     attempt = taken(keeper)
     assert attempt.lost == STOPPED
     assert isinstance(attempt.refusal(), Reject)
-    attempt.end(finished=True)
+    attempt.end(finished=False)
     assert keeper.redis.keys() == []
 
 

@@ -4,7 +4,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app.embedded import Valkey
 from tests.processes import Process, wait_until
 from tests.proxy import TcpProxy
-from tests.workers.conftest import StartWorker, shared_redis_url, worker_process
+from tests.workers.conftest import PlaneOn, StartWorker, shared_redis_url, worker_process
 from tests.workers.plane import Plane
 from workers.log_stream import AttemptLog, LogStream
 from workers.logs import LINE_LIMIT, How, TaskLog, _call_handlers, _current, _Partial, _Stream, capture
 from workers.masks import Masker
 from workers.protocol import LOG_HEAD, LOG_TAIL, LOGS_KEY, TaskId, log_key
 
-PlaneOn = Callable[[str, str], Plane]
 SETTINGS = {"include": "tests.workers.talking_tasks", "log_masks": "CARD-[0-9]{4,8}"}
 POOLS = ("prefork", "threads", "solo")
 
@@ -228,8 +227,7 @@ def test_redis_away_during_a_body(
 ) -> None:
     """Nothing is missing and nothing there twice, also if an answer was lost."""
     plane = plane_on(amqp_url, redis_url)
-    with plane.celery.connection_for_write() as connection, connection.channel() as channel:
-        channel.queue_declare(queue="work", durable=True, auto_delete=False)
+    plane.declare("work")
     parts = urlsplit(redis_url)
     with TcpProxy("127.0.0.1", parts.port or 0) as proxy:
         far = redis_url.replace(f":{parts.port}", f":{proxy.port}")

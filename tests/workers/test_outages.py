@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,11 +12,9 @@ import pytest
 from app.embedded import Valkey
 from tests.processes import Process, alive, wait_until
 from tests.proxy import TcpProxy
-from tests.workers.conftest import StartWorker, shared_redis_url, worker_process
+from tests.workers.conftest import PlaneOn, StartWorker, shared_redis_url, worker_process
 from tests.workers.plane import Plane, lines
 from workers.protocol import DONE, HELD, REAPED, presence_key
-
-PlaneOn = Callable[[str, str], Plane]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +107,7 @@ def test_stopped_worker_hands_back_and_the_next_one_runs(
 ) -> None:
     """What is not done in time is taken up by another worker at once, not after the lease."""
     plane = plane_on(amqp_url, redis_url)
-    _declare(plane, "work")
+    plane.declare("work")
     settings = {"soft_shutdown_s": "0.5"}
     first = start_worker(amqp_url, redis_url, "-c", "1", name="first", pool=pool, settings=settings)
     path, go = tmp_path / "witness", tmp_path / "go"
@@ -160,7 +158,7 @@ def test_broker_lost_during_a_body(
 ) -> None:
     """RabbitMQ delivers again what it thinks is lost; the body that still runs is the only one."""
     plane = plane_on(amqp_url, redis_url)
-    _declare(plane, "work")
+    plane.declare("work")
     target = urlsplit(amqp_url)
     assert target.port is not None
     with TcpProxy("127.0.0.1", target.port) as proxy:
@@ -216,7 +214,7 @@ def test_stop_while_redis_is_gone(tmp_path: Path, start_worker: StartWorker, pla
 def test_a_stop_that_hangs_is_ended(
     amqp_url: str, redis_url: str, start_worker: StartWorker, plane_on: PlaneOn
 ) -> None:
-    _declare(plane_on(amqp_url, redis_url), "work")
+    plane_on(amqp_url, redis_url).declare("work")
     settings = {"soft_shutdown_s": "0.5", "include": "tests.workers.hanging_end"}
     worker = start_worker(amqp_url, redis_url, "-c", "1", settings=settings)
     worker.send_signal(signal.SIGQUIT)
@@ -254,17 +252,12 @@ def test_ends_are_stored_in_order_with_what_was_said(shared: tuple[Process, Plan
         assert json.dumps(stored["result"]) == "20"
 
 
-def _declare(plane: Plane, queue: str) -> None:
-    with plane.celery.connection_for_write() as connection, connection.channel() as channel:
-        channel.queue_declare(queue=queue, durable=True, auto_delete=False)
-
-
 def test_nothing_is_taken_in_while_redis_is_away(
     amqp_url: str, redis_url: str, tmp_path: Path, start_worker: StartWorker, plane_on: PlaneOn
 ) -> None:
     """What a worker cannot begin is another's; and it consumes again when Redis is back."""
     plane = plane_on(amqp_url, redis_url)
-    _declare(plane, "work")
+    plane.declare("work")
     parts = urlsplit(redis_url)
     with TcpProxy("127.0.0.1", parts.port or 0) as proxy:
         far = redis_url.replace(f":{parts.port}", f":{proxy.port}")

@@ -1,17 +1,15 @@
 """Our worker consumes what others made, as it is, and waits for what is not there yet."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.processes import wait_until
-from tests.workers.conftest import StartWorker
+from tests.workers.conftest import PlaneOn, StartWorker
 from tests.workers.plane import Plane, lines
 from workers.protocol import presence_key
-
-PlaneOn = Callable[[str, str], Plane]
 
 
 @contextmanager
