@@ -3,11 +3,12 @@
 Prefork and solo run bodies in the main thread, where a signal breaks into a sleep or a read. Elsewhere Python raises
 at the body's next step.
 
-And keeps the signal that ends a child of a prefork pool from breaking into what follows a body: one that has returned
-and is not recorded would run again.
+And lets a stop of the worker, which ends the children of a prefork pool by a signal, not break into what follows a
+body: one that has returned and is not recorded would run again.
 """
 
 import ctypes
+import mmap
 import os
 import signal
 import threading
@@ -18,7 +19,7 @@ from billiard import current_process
 from billiard.common import TERM_SIGNAL
 
 #: How long a stop waits until what a body ended with is recorded.
-HOLD_S: Final = 3.0
+HOLD_S: Final = 2.0
 
 
 class Stoppable(Protocol):
@@ -26,6 +27,8 @@ class Stoppable(Protocol):
 
     #: The body has ended, and what it ended with is about to be recorded.
     over: bool
+    #: What ends this process, once it is raised; a body or a context may keep it to itself.
+    ends_by: SystemExit | None
 
     def stop_here(self) -> None:
         """Raise if it is to stop."""
@@ -33,6 +36,8 @@ class Stoppable(Protocol):
 
 _in_main_thread: Stoppable | None = None
 _hold: "_Hold | None" = None
+#: Whether the worker is being stopped; shared with the children of its pool.
+_stopped: Final = mmap.mmap(-1, 1)
 
 
 def prepare(work: Stoppable) -> None:
@@ -68,10 +73,15 @@ def clear(ident: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), None)
 
 
-def hold(work: Stoppable) -> None:
-    """Until `release`, the signal that ends this child of a pool waits while the work is over; for `HOLD_S` at most.
+def stop() -> None:
+    """The worker is being stopped: what ends the children of its pool from now on waits for what is over."""
+    _stopped[0] = 1
 
-    In any other process, or thread, it does nothing.
+
+def hold(work: Stoppable) -> None:
+    """Until `release`, a stop of the worker that ends this child of its pool waits while the work is over.
+
+    It waits for `HOLD_S` at most. In any other process, or thread, this does nothing.
     """
     global _hold
     if threading.current_thread() is not threading.main_thread() or current_process().name == "MainProcess":
@@ -84,8 +94,20 @@ def hold(work: Stoppable) -> None:
 
 def release(work: Stoppable) -> None:
     """The work is recorded, or handed back: if the signal has come meanwhile, it is heard now."""
-    if _hold is not None and _hold.work is work:
-        _hold.release()
+    held = _hold
+    if held is not None and held.work is work:
+        held.release()
+
+
+def later(act: Callable[[], None]) -> threading.Timer | None:
+    """Do it in `HOLD_S`, in a thread; None if none can be started."""
+    timer = threading.Timer(HOLD_S, act)
+    timer.daemon = True
+    try:
+        timer.start()
+    except RuntimeError:
+        return None
+    return timer
 
 
 class _Hold:
@@ -95,16 +117,20 @@ class _Hold:
         self.work = work
         self._heard_by = heard_by
         self._timer: threading.Timer | None = None
-        self._late = False
+        self._is_late = False
 
     def hear(self, signum: int, frame: Any) -> None:
-        if not self.work.over or self._late:
-            self._give_way()
+        # Somebody may have kept this handler and call it when the work is long done.
+        if _hold is self and self.work.over and _stopped[0] and not self._is_late:
+            self._timer = self._timer or later(self._end)
+            if self._timer is not None:
+                return
+        self._give_way()
+        try:
             self._heard_by(signum, frame)
-        elif self._timer is None:
-            self._timer = threading.Timer(HOLD_S, self._end)
-            self._timer.daemon = True
-            self._timer.start()
+        except SystemExit as exit_:
+            self.work.ends_by = exit_
+            raise
 
     def release(self) -> None:
         self._give_way()
@@ -114,12 +140,13 @@ class _Hold:
 
     def _give_way(self) -> None:
         global _hold
-        _hold = None
+        if _hold is self:
+            _hold = None
         if signal.getsignal(TERM_SIGNAL) == self.hear:
             signal.signal(TERM_SIGNAL, self._heard_by)
 
     def _end(self) -> None:
-        self._late = True
+        self._is_late = True
         if _hold is self:
             signal.pthread_kill(threading.main_thread().ident or 0, TERM_SIGNAL)
 

@@ -60,6 +60,8 @@ class Attempt:
         self.renewed_at = time.monotonic()
         #: The body has ended, so that a stop lets it be recorded (`interrupts.HOLD_S`).
         self.over = False
+        #: The end of this process, which was raised inside.
+        self.ends_by: SystemExit | None = None
         self._ident = threading.get_ident()
         self._inside = False
         self._ended = False
@@ -209,7 +211,11 @@ class Attempt:
             self.check()
 
     def execute(self, body: Callable[[], T]) -> T:
-        """Run the body; `refusal()` if the lease was lost meanwhile."""
+        """Run the body; `refusal()` if the lease was lost meanwhile.
+
+        If the end of this process was raised inside, it is raised again, whatever the body and its context made of it:
+        then this attempt is handed back.
+        """
         try:
             try:
                 self._enter()
@@ -222,12 +228,12 @@ class Attempt:
         except LeaseLost:
             self._leave()
         except Exception:
-            if self.lost is None:
+            if self.lost is None and self.ends_by is None:
                 raise
         else:
-            if self.lost is None:
+            if self.lost is None and self.ends_by is None:
                 return result
-        raise self.refusal()
+        raise self.refusal() if self.ends_by is None else self.ends_by
 
     def refusal(self) -> Ignore | Reject:
         """What tells Celery to store nothing of an attempt that is `lost`.
@@ -265,11 +271,7 @@ class Attempt:
 
         One that has ended is given `HOLD_S` to be recorded.
         """
-        if self.over:
-            later = threading.Timer(interrupts.HOLD_S, self._give_back)
-            later.daemon = True
-            later.start()
-        else:
+        if not self.over or interrupts.later(self._give_back) is None:
             self._give_back()
 
     def _give_back(self) -> None:
@@ -280,8 +282,8 @@ class Attempt:
     def end(self, *, finished: bool) -> None:
         """The delivery is over: its result is stored (the lease says `done`), or it is handed back."""
         self._ended = True
-        self.keeper.drop(self)
         try:
+            self.keeper.drop(self)
             if self.key and (self.lost is None or self.lost in HANDED_BACK):
                 # What is handed back comes again, and must not find a lease of ours that nobody renews.
                 self.keeper.close(self, DONE if finished else "")

@@ -20,12 +20,12 @@ from celery.apps.worker import Worker as CeleryWorker
 from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 
-from workers import keeper
+from workers import coroutines, interrupts, keeper
 from workers.log import log
 
 #: How long what follows the soft part may take, and how much of that is for handing back.
 PATIENCE_S: Final = 10.0
-HAND_BACK_S: Final = 5.0
+HAND_BACK_S: Final = interrupts.HOLD_S + coroutines.CLEAN_UP_S + 1.0
 #: An event loop that has not turned for so long is not there: the broker is away, or a solo worker has a body.
 _STILL_S: Final = 2.0
 _LOOK_S: Final = 0.25
@@ -80,9 +80,10 @@ class Stopping:
             time.sleep(min(HAND_BACK_S, _STILL_S))
             if self._still:
                 state.should_terminate = True
-        # Once more half-way, for a coroutine that does not end is left by its slot when it is told again.
-        for _ in range(2):
-            time.sleep(PATIENCE_S / 2)
+        # Once more half-way, for a coroutine that does not end is left by its slot when it is told again: CLEAN_UP_S
+        # after it was told, and with some room.
+        for share in (0.55, 0.45):
+            time.sleep(PATIENCE_S * share)
             keeper.give_back_all()
         try:
             log.critical("shutdown_hangs", after_s=round(time.monotonic() - began, 1))
@@ -158,6 +159,7 @@ class Stop(bootsteps.StartStopStep):
             self._ending = {request.worker_pid for request in state.active_requests} - {os.getpid()}
             log.warning("handing_back", running=len(state.active_requests))
             if self._ending:
+                interrupts.stop()
                 # So that Celery does not take their end for a failure.
                 c.cancel_active_requests()
         # A child that is told twice breaks off what it says at its end, its lease among that.

@@ -134,6 +134,9 @@ def test_stopped_worker_hands_back_and_the_next_one_runs(
         ("sleep", (30, "sync", "rollback fails")),
         ("sleep", (30, "async", "rollback fails")),
         ("wait", ("rollback fails", "sync")),
+        ("sleep", (30, "sync", "keeps all")),
+        pytest.param("sleep", (30, "async", "keeps all"), marks=pytest.mark.long),
+        pytest.param("wait", ("keeps all", "sync"), marks=pytest.mark.long),
     ],
 )
 def test_context_that_cannot_be_left_stops_no_handing_back(
