@@ -9,7 +9,7 @@ from app import log
 from app.embedded import Postgres, Valkey
 from app.migrate import upgrade
 from app.settings import Settings
-from benchmarks import firing, overhead
+from benchmarks import firing, following, overhead
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
         ours = asyncio.run(firing.ours(settings))
         peer = firing.celery_beat(valkey.url)
         our_task, stock_task, told = overhead.overhead(valkey.url)
+        known = following.following(valkey.url, folder / "up")
     finally:
         valkey.stop()
         postgres.stop()
@@ -43,6 +44,15 @@ def main() -> None:
     print(f"  we add {our_task.ms - stock_task.ms:.2f} ms")
     print(f"{overhead.TOLD:,} calls in one task")
     print(f"  progress {told.progress_s:.2f} s, track {told.track_s:.2f} s")
+    print(
+        f"from asking for a run until its end is known: {following.RUNS} runs of a task that does nothing, one by one"
+    )
+    for waited in (known.first, known.all, known.peer):
+        print(f"  {waited.who:<44} median {waited.median:6.0f} ms, worst {waited.worst:6.0f} ms")
+    first, last = (waited.median / known.peer.median for waited in (known.first, known.all))
+    print(f"  ratio of the first {first:.1f}, of the last {last:.1f}")
+    print(f"jobplane up: serves after {known.start_s:.1f} s, and after {known.again_s:.1f} s again")
+    print(f"  stops in {known.stop_s:.1f} s")
 
 
 if __name__ == "__main__":

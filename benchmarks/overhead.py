@@ -48,7 +48,7 @@ class Told:
 def overhead(url: str) -> tuple[Measured, Measured, Told]:
     """Ours, the peer, and the million calls; `url` is a Redis that is broker and result backend."""
     ours, stock = [], []
-    with _worker(url, "benchmarks.overhead_ours", "ours"), _worker(url, "benchmarks.overhead_stock", "stock"):
+    with worker(url, "benchmarks.overhead_ours", "ours"), worker(url, "benchmarks.overhead_stock", "stock"):
         for queue in ("ours", "stock"):
             _round(url, queue, 200)
         for _ in range(ROUNDS):
@@ -88,7 +88,8 @@ def _round(url: str, queue: str, calls: int) -> float:
 
 
 @contextmanager
-def _worker(url: str, module: str, queue: str) -> Iterator[None]:
+def worker(url: str, module: str, queue: str) -> Iterator[None]:
+    """A solo worker of one queue, with the app of that module."""
     command = [sys.executable, "-m", "celery", "-A", module, "worker", "-P", "solo", "-Q", queue, "-l", "WARNING"]
     command += ["-n", f"{queue}@bench", "--without-gossip", "--without-mingle"]
     environment = {"JOBPLANE_WORKER_BROKER_URL": url, "JOBPLANE_WORKER_REDIS_URL": url, "PYTHONPATH": str(_ROOT)}
