@@ -23,11 +23,23 @@ def _witness(path: str | None, **line: Any) -> None:
 
 @shared_task(bind=True, name="test.steps")
 def steps(
-    self: Any, count: int = 3, step_s: float = 0.1, witness: str | None = None, until: str | None = None
+    self: Any,
+    count: int = 3,
+    step_s: float = 0.1,
+    witness: str | None = None,
+    until: str | None = None,
+    gate: str | None = None,
 ) -> dict[str, int]:
-    """Sleeps `count` times `step_s`, with PROGRESS at each step; then until a file of its run's name is in a folder."""
+    """Sleeps `count` times `step_s`, with PROGRESS at each step; then until a file of its run's name is in a folder.
+
+    With `gate`, not before there is such a file.
+    """
     run, body = _run(self), self.context or uuid.uuid4().hex
     _witness(witness, run=run, body=body, what="begin", task_id=self.request.id)
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    while gate is not None and not Path(gate).exists() and time.monotonic() < deadline:
+        time.sleep(step_s)
+        _witness(witness, run=run, body=body, what="beat")
     for n in range(1, count + 1):
         time.sleep(step_s)
         _witness(witness, run=run, body=body, what="beat")

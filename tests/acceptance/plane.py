@@ -166,9 +166,12 @@ def ended(witness: Path) -> set[str]:
     return {line["run"] for line in witnessed(witness) if line["what"] == "end"}
 
 
-def post_run(api: Api, steps: int, step_s: float, witness: Path, until: Path | None = None) -> str:
-    """Ask for a run that takes so many steps, and then until a file of its name is in a folder; its id."""
-    work = {"count": steps, "step_s": step_s, "witness": str(witness), "until": until and str(until)}
+def post_run(
+    api: Api, steps: int, step_s: float, witness: Path, until: Path | None = None, gate: Path | None = None
+) -> str:
+    """Ask for a run of `bodies.steps`; its id."""
+    files = {"witness": str(witness), "until": until and str(until), "gate": gate and str(gate)}
+    work = {"count": steps, "step_s": step_s, **files}
     made: dict[str, Any] = api.post("/runs", {"task": "test.steps", "queue": "default", "kwargs": work}, 201)
     return str(made["id"])
 
