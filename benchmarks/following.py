@@ -99,21 +99,17 @@ async def _feed(url: str) -> tuple[Waited, Waited]:
                 first.append(min(ends) - begin)
                 everyone.append(max(ends) - begin)
     return (
-        _waited("jobplane, the first of 200 on the feed", first),
-        _waited("jobplane, the last of 200 on the feed", everyone),
+        _waited(f"jobplane, the first of {CLIENTS} on the feed", first),
+        _waited(f"jobplane, the last of {CLIENTS} on the feed", everyone),
     )
 
 
 async def _until_end(socket: ClientConnection, run_id: str) -> float:
-    async for frame in socket:
-        runs = json.loads(frame).get("runs", []) if run_id.encode() in _bytes(frame) else []
+    while True:
+        frame = await socket.recv(decode=False)
+        runs = json.loads(frame).get("runs", []) if run_id.encode() in frame else []
         if any(run["id"] == run_id and run["state"] == "SUCCESS" for run in runs):
-            break
-    return time.perf_counter()
-
-
-def _bytes(frame: str | bytes) -> bytes:
-    return frame.encode() if isinstance(frame, str) else frame
+            return time.perf_counter()
 
 
 def _waited(who: str, seconds: list[float]) -> Waited:

@@ -211,7 +211,7 @@ class Task(CeleryTask):
             self._follow_coroutines()  # of a function that is no coroutine function, but returns one
             return coroutines.run(lambda: result, elsewhere)
         finally:
-            self._is_over()
+            self._mark_over()
 
     def _execute_coroutine(self, call: Call, elsewhere: Elsewhere, args: Any, kwargs: Any) -> Any:
         factory = context.load(self.app.conf.get("jobplane_context"))
@@ -222,7 +222,7 @@ class Task(CeleryTask):
                 try:
                     return await (getattr(self, "_orig_run", None) or self.run)(*args, **kwargs)
                 finally:
-                    self._is_over()
+                    self._mark_over()
 
             return run(body) if factory is None else factory.around_coroutine(self, call, body, run)
 
@@ -234,8 +234,8 @@ class Task(CeleryTask):
             return result.model_dump(mode="json")
         return result
 
-    def _is_over(self) -> None:
-        """The body has returned or raised: a stop waits until that is recorded."""
+    def _mark_over(self) -> None:
+        """The body has returned or raised: from now on a stop waits until that is recorded."""
         attempt = self._attempt
         if attempt is not None:
             attempt.over = True
